@@ -1,0 +1,1 @@
+//! Embedded Kafka-protocol broker (in work).

@@ -1,0 +1,124 @@
+//! Time, threads, shutdown and health: what every part shares with the process it lives in.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Microseconds since 1970-01-01T00:00:00Z.
+pub type Micros = i64;
+
+/// The only source of time. Order never depends on it: records are ordered by offset alone.
+pub trait Clock: Send + Sync + fmt::Debug {
+    fn now(&self) -> Micros;
+}
+
+/// The machine's clock.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Micros {
+        chrono::Utc::now().timestamp_micros()
+    }
+}
+
+/// A clock that stands still until a test moves it.
+#[derive(Debug, Default)]
+pub struct ManualClock(AtomicI64);
+
+impl ManualClock {
+    pub fn at(now: Micros) -> Self {
+        Self(AtomicI64::new(now))
+    }
+
+    pub fn advance(&self, by: std::time::Duration) {
+        let micros = i64::try_from(by.as_micros()).unwrap_or(i64::MAX);
+        self.0.fetch_add(micros, Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Micros {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// Tells every part that the process is ending. Cloning shares the signal.
+#[derive(Debug, Clone)]
+pub struct Shutdown(Arc<watch::Sender<bool>>);
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(false)))
+    }
+}
+
+impl Shutdown {
+    pub fn trigger(&self) {
+        self.0.send_replace(true);
+    }
+
+    pub fn is_triggered(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Completes once [`Shutdown::trigger`] was called.
+    pub async fn wait(&self) {
+        let mut receiver = self.0.subscribe();
+        // The sender lives in self, so the channel cannot close while we wait.
+        let _ = receiver.wait_for(|triggered| *triggered).await;
+    }
+}
+
+/// Whether the process may be trusted. A background part that fails says so here; `/healthz` and SQL show it.
+#[derive(Debug, Clone, Default)]
+pub struct Health(Arc<Mutex<Vec<String>>>);
+
+impl Health {
+    /// Records a failure from which `part` does not recover by itself.
+    pub fn poison(&self, part: &str, reason: impl fmt::Display) {
+        tracing::error!(part, %reason, "part failed for good");
+        self.0.lock().push(format!("{part}: {reason}"));
+    }
+
+    /// The failures so far, oldest first; empty means healthy.
+    pub fn failures(&self) -> Vec<String> {
+        self.0.lock().clone()
+    }
+}
+
+/// Starts a task on the current Tokio runtime. A panic poisons `health` under the task's name.
+pub fn spawn<F>(name: &'static str, health: &Health, future: F) -> JoinHandle<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let health = health.clone();
+    tokio::spawn(async move {
+        if let Err(error) = tokio::spawn(future).await
+            && error.is_panic()
+        {
+            health.poison(name, "panicked");
+        }
+    })
+}
+
+/// Starts an operating-system thread with `name`. A panic poisons `health` under it.
+pub fn spawn_thread<F>(name: &'static str, health: &Health, work: F) -> std::thread::JoinHandle<()>
+where
+    F: FnOnce() + Send + 'static,
+{
+    let health = health.clone();
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || {
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err() {
+                health.poison(name, "panicked");
+            }
+        })
+        .expect("the system refuses a new thread only when it is out of resources")
+}

@@ -1,0 +1,1 @@
+//! Functions of the business, one a file.
