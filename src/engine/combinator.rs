@@ -424,7 +424,11 @@ impl GroupsAccumulator for Groups {
 
     fn convert_to_state(&self, values: &[ArrayRef], opt_filter: Option<&BooleanArray>) -> Result<Vec<ArrayRef>> {
         if self.kind == Kind::State {
-            return self.groups.convert_to_state(values, opt_filter);
+            return match values {
+                [_] => self.groups.convert_to_state(values, opt_filter),
+                // Of several columns functions take the wrong ones here: percentile_cont of DataFusion 55 panics.
+                _ => self.states_of_rows(values, opt_filter),
+            };
         }
         let packed = only(values)?;
         let states = self.inner.unpack(packed)?;
@@ -437,7 +441,7 @@ impl GroupsAccumulator for Groups {
         for field in self.inner.arg_fields.iter().cloned().map(Ok).chain(order_fields) {
             nothing.push(new_null_array(field?.data_type(), 1));
         }
-        let empty = self.groups.convert_to_state(&nothing, Some(&BooleanArray::from(vec![false])))?;
+        let empty = self.states_of_rows(&nothing, Some(&BooleanArray::from(vec![false])))?;
         let picks: Vec<(usize, usize)> =
             present.values().iter().enumerate().map(|(row, held)| if held { (0, row) } else { (1, 0) }).collect();
         let chosen = states.iter().zip(&empty).map(|(state, empty)| {
@@ -452,6 +456,17 @@ impl GroupsAccumulator for Groups {
 
     fn size(&self) -> usize {
         size_of_val(self) + self.groups.size()
+    }
+}
+
+impl Groups {
+    /// Each row as a group of its own.
+    fn states_of_rows(&self, values: &[ArrayRef], wanted: Option<&BooleanArray>) -> Result<Vec<ArrayRef>> {
+        let rows = values.first().map_or(0, |column| column.len());
+        let each: Vec<usize> = (0..rows).collect();
+        let mut fresh = self.inner.function.create_groups_accumulator(self.inner.accumulator_args())?;
+        fresh.update_batch(values, &each, wanted, rows)?;
+        fresh.state(EmitTo::All)
     }
 }
 

@@ -162,9 +162,12 @@ fn has_aggregate(plan: &LogicalPlan) -> bool {
 fn aliases_of(exprs: &[Expr]) -> HashMap<Column, String> {
     let mut aliases = HashMap::new();
     for expr in exprs {
-        if let Expr::Alias(alias) = expr
-            && let Expr::Column(column) = alias.expr.as_ref()
-        {
+        // An alias may hold another: count(*) is planned as count(1) AS "count(*)".
+        let mut named = expr;
+        while let Expr::Alias(alias) = named {
+            named = &alias.expr;
+        }
+        if let (Expr::Alias(alias), Expr::Column(column)) = (expr, named) {
             aliases.entry(column.clone()).or_insert_with(|| alias.name.clone());
         }
     }

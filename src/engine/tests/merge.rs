@@ -6,7 +6,7 @@ use datafusion::arrow::array::{
 };
 use datafusion::arrow::compute::concat_batches;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::logical_expr::col;
+use datafusion::logical_expr::{Expr, col};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use proptest::prelude::*;
@@ -41,7 +41,7 @@ const VIEWS: [&str; 23] = [
     "SELECT k, array_agg(n ORDER BY id) AS all, array_agg(n ORDER BY n DESC, id), array_agg(DISTINCT n ORDER BY n), \
      string_agg(k, '-' ORDER BY id), string_agg(DISTINCT k, '+' ORDER BY k) FROM raw.events GROUP BY k",
     "SELECT k, first_value(n ORDER BY at, id) AS one, last_value(k ORDER BY n DESC, id), \
-     first_value(n ORDER BY id DESC NULLS LAST), first_value(n) IGNORE NULLS ORDER BY id FROM raw.events GROUP BY k",
+     first_value(n ORDER BY id DESC NULLS LAST), first_value(n ORDER BY id) IGNORE NULLS FROM raw.events GROUP BY k",
     "SELECT first_value(n ORDER BY at, id), last_value(d ORDER BY id), nth_value(n, 2 ORDER BY id), \
      array_agg(n ORDER BY id), count(*) FROM raw.events",
     "SELECT tag, count(*) AS rows, count(DISTINCT k) FROM (SELECT unnest(tags) AS tag, k FROM raw.events) GROUP BY tag",
@@ -52,7 +52,7 @@ const VIEWS: [&str; 23] = [
     "WITH x AS (SELECT upper(k) AS u, n FROM raw.events WHERE b) SELECT u || '!' AS loud, sum(n + 1) AS s FROM x GROUP BY u",
     "SELECT k, b FROM raw.events GROUP BY k, b",
     "SELECT count(*) AS a, count(*) AS b, count(n) AS n, n % 3 AS rest FROM raw.events GROUP BY n % 3",
-    "SELECT k AS \"count(*)\", count(*), 1 + max(n) AS next FROM raw.events GROUP BY k",
+    "SELECT k AS \"max(n)\", count(*), 1 + max(n) AS next FROM raw.events GROUP BY k",
 ];
 
 #[derive(Debug, Clone)]
@@ -201,7 +201,7 @@ async fn check(
     let query = plan(&ctx, sql).await;
     let view = LambdaView::split("v", query.clone()).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
     let run = Run { engine, view, kept };
-    let once = run.collect(query).await;
+    let once = run.engine.collect(query, 2).await.unwrap();
     let merged = run.merged(&pieces, picks).await;
     for batch in &merged {
         assert_eq!(batch.schema().fields(), run.view.final_schema().fields(), "{sql}");
@@ -274,7 +274,7 @@ async fn a_piece_that_is_counted_twice_shows() {
     let ctx = session_with(&engine, vec![rows.clone()]);
     let query = plan(&ctx, VIEWS[0]).await;
     let run = Run { engine, view: LambdaView::split("v", query.clone()).unwrap(), kept: Kept::Memory };
-    let once = rows_of(&run.collect(query).await);
+    let once = rows_of(&run.engine.collect(query, 2).await.unwrap());
     assert_eq!(once, rows_of(&run.merged(std::slice::from_ref(&rows), &[]).await));
     assert_ne!(once, rows_of(&run.merged(&[rows.clone(), rows], &[]).await));
 }
@@ -282,12 +282,12 @@ async fn a_piece_that_is_counted_twice_shows() {
 /// Input sorted by its key makes DataFusion emit groups as they end, not all at the end.
 #[tokio::test]
 async fn sorted_states_merge_to_the_same() {
-    for sql in VIEWS.iter().filter(|sql| sql.contains("GROUP BY k")) {
+    for sql in VIEWS.iter().filter(|sql| sql.contains("GROUP BY k") && !sql.contains("k, b")) {
         let engine = engine();
         let ctx = session_with(&engine, vec![batch(&some_events(), 0)]);
         let query = plan(&ctx, sql).await;
         let run = Run { engine, view: LambdaView::split("v", query.clone()).unwrap(), kept: Kept::Memory };
-        let once = run.collect(query).await;
+        let once = run.engine.collect(query, 2).await.unwrap();
         let mut states = Vec::new();
         for (start, end) in [(0, 17), (17, 40)] {
             let piece = batch(&some_events()[start..end], start);
@@ -344,7 +344,7 @@ async fn a_null_in_place_of_a_state_counts_for_nothing() {
             states.iter().map(|b| RecordBatch::try_new(Arc::clone(&nullable), b.columns().to_vec()).unwrap()),
         );
         let merged = run.collect(run.view.merge_plan(mem(nullable, vec![both])).unwrap()).await;
-        assert_eq!(rows_of(&run.collect(query).await), rows_of(&merged), "{sql}");
+        assert_eq!(rows_of(&run.engine.collect(query, 2).await.unwrap()), rows_of(&merged), "{sql}");
     }
 }
 

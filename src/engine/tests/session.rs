@@ -1,5 +1,3 @@
-use datafusion::catalog::CatalogProvider;
-
 use super::*;
 
 #[tokio::test]
