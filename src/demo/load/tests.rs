@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -495,7 +494,7 @@ fn aborted_transactions_are_marked_in_the_truth() {
 
 #[test]
 fn a_load_goes_on_when_the_broker_comes_back() {
-    let cluster = Arc::new(MockCluster::new(1).unwrap());
+    let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic("video-views", 4, 1).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let mut config = small_load(&cluster.bootstrap_servers(), directory.path());
