@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 pub mod commit;
+pub mod dedup;
 pub mod ledger;
 mod load;
 mod log;

@@ -27,6 +27,7 @@ use url::Url;
 
 mod combinator;
 mod split;
+pub mod planner;
 pub mod state;
 
 /// Name of the catalog that every session has; Postgres clients see it as the database.
