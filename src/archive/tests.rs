@@ -115,6 +115,7 @@ async fn checkpoints_are_written_and_used() {
         archive.commit(&epoch_on(&archive)).await.unwrap();
         archive.settle().await;
     }
+    commit::write_checkpoint(&storage, &ArchivePaths::new(STREAM), 200).await.unwrap();
     let before = archive.snapshot();
     let paths = ArchivePaths::new(STREAM);
     let hint = storage.read(&paths.last_checkpoint()).await.unwrap().expect("a checkpoint is noted");

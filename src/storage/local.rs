@@ -12,8 +12,8 @@ use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::FutureExt;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
@@ -86,11 +86,11 @@ impl ObjectStore for DurableFileSystem {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        sorted(self.inner.list(prefix))
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list_with_offset(prefix, offset)
+        sorted(self.inner.list_with_offset(prefix, offset))
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
@@ -132,6 +132,18 @@ impl MultipartUpload for BufferedUpload {
         self.parts.clear();
         Ok(())
     }
+}
+
+/// Listings are in the order of names, as those of object stores are; Delta readers rely on it.
+fn sorted(listing: BoxStream<'static, Result<ObjectMeta>>) -> BoxStream<'static, Result<ObjectMeta>> {
+    let collected = listing.try_collect::<Vec<_>>().map(|listed| match listed {
+        Ok(mut listed) => {
+            listed.sort_by(|a, b| a.location.cmp(&b.location));
+            stream::iter(listed.into_iter().map(Ok)).boxed()
+        }
+        Err(error) => stream::iter([Err(error)]).boxed(),
+    });
+    collected.flatten_stream().boxed()
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

@@ -16,13 +16,16 @@ use datafusion::common::{DFSchema, Result, ScalarValue, Statistics};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
 use datafusion::datasource::physical_plan::{
-    FileGroup, FileGroupPartitioner, FileScanConfigBuilder, ParquetSource,
+    FileGroup, FileGroupPartitioner, FileScanConfigBuilder, FileSource, ParquetSource,
 };
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::datasource::table_schema::TableSchema;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::{CastExpr, Column};
+use datafusion::physical_expr::projection::{ProjectionExpr, ProjectionExprs};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use object_store::ObjectMeta;
@@ -145,6 +148,26 @@ fn file_field() -> FieldRef {
     Arc::new(Field::new(FILE_COLUMN, DataType::Utf8, true))
 }
 
+/// The columns to read. `_row` is cast to itself, which takes off the mark by which the reader knows it: SQL
+/// shall see an ordinary column.
+fn projected(reader_schema: &TableSchema, projection: Option<&Vec<usize>>) -> ProjectionExprs {
+    let fields = reader_schema.table_schema().fields();
+    let all: Vec<usize> = (0..fields.len()).collect();
+    let columns = projection.unwrap_or(&all).iter().filter_map(|index| Some((*index, fields.get(*index)?)));
+    ProjectionExprs::new(columns.map(|(index, field)| {
+        let column: Arc<dyn PhysicalExpr> = Arc::new(Column::new(field.name(), index));
+        let expr: Arc<dyn PhysicalExpr> = match field.name() == ROW_COLUMN && !field.metadata().is_empty() {
+            false => column,
+            true => Arc::new(CastExpr::new_with_target_field(column, plain(field), None)),
+        };
+        ProjectionExpr::new(expr, field.name().clone())
+    }))
+}
+
+fn plain(field: &FieldRef) -> FieldRef {
+    Arc::new(field.as_ref().clone().with_metadata(std::collections::HashMap::new()))
+}
+
 fn mentions_row(filter: &Expr) -> bool {
     filter.column_refs().iter().any(|column| column.name == ROW_COLUMN)
 }
@@ -203,10 +226,12 @@ impl TableProvider for ParquetTable {
             let columns = DFSchema::try_from(Arc::clone(reader_schema.schema_without_virtual_columns()))?;
             source = source.with_predicate(state.create_physical_expr(predicate, &columns)?);
         }
-        let config = FileScanConfigBuilder::new(url, Arc::new(source))
+        let source = source
+            .try_pushdown_projection(&projected(&reader_schema, projection))?
+            .unwrap_or_else(|| Arc::new(source));
+        let config = FileScanConfigBuilder::new(url, source)
             .with_file_groups(self.file_groups(state))
             .with_statistics(statistics)
-            .with_projection_indices(projection.cloned())?
             .with_limit(limit)
             .build();
         Ok(DataSourceExec::from_data_source(config))
