@@ -17,8 +17,8 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
 
 const STORE: &str = "local directory";
@@ -174,6 +174,27 @@ fn put(path: &FsPath, payload: &PutPayload, naming: Naming) -> Result<PutResult>
         Err(source) => return Err(failed(path, source)),
     }
     Ok(PutResult { e_tag: None, version: None })
+}
+
+/// Removes staging files below `dir`. Only for a directory that nobody is writing to.
+pub(super) fn sweep(dir: &FsPath) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            removed += sweep(&path)?;
+        } else if is_staging(&path) {
+            fs::remove_file(&path)?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+fn is_staging(path: &FsPath) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    name.rsplit_once('#')
+        .is_some_and(|(_, digits)| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn staging_path(path: &FsPath) -> PathBuf {

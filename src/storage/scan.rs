@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
+use ::parquet::arrow::RowNumber;
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -30,7 +31,6 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use object_store::ObjectMeta;
 use object_store::path::Path;
-use ::parquet::arrow::RowNumber;
 use url::Url;
 
 /// Name of the column that holds the object name of the file a row was read from.
@@ -248,6 +248,7 @@ impl fmt::Display for ParquetTable {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::Storage;
+    use super::super::faults::FaultyStore;
     use super::super::parquet::write_parquet;
     use super::*;
     use arrow::array::{Array, Int64Array, RecordBatch, StringArray};
@@ -295,9 +296,10 @@ mod tests {
         let mut rows = Vec::new();
         for batch in batches {
             for row in 0..batch.num_rows() {
-                let cells = batch.columns().iter().map(|column| {
-                    arrow::util::display::array_value_to_string(column, row).unwrap()
-                });
+                let cells = batch
+                    .columns()
+                    .iter()
+                    .map(|column| arrow::util::display::array_value_to_string(column, row).unwrap());
                 rows.push(cells.collect::<Vec<_>>().join("|"));
             }
         }
@@ -349,6 +351,23 @@ mod tests {
             answer(&context, sql).await,
             "dir/big.parquet|3|3\ndir/big.parquet|350003|350003\ndir/old.parquet|0|700003"
         );
+    }
+
+    #[tokio::test]
+    async fn footers_are_read_once_and_planning_reads_nothing() {
+        let faulty = FaultyStore::in_memory();
+        let storage = faulty.storage();
+        let context = context(&storage).await;
+        let begun = faulty.reads();
+        answer(&context, "EXPLAIN SELECT n FROM t WHERE n = 5").await;
+        answer(&context, "SELECT count(*) FROM t").await;
+        assert_eq!(faulty.reads(), begun, "sizes and row counts are known");
+        let sql = "SELECT count(*) FROM t WHERE n < 0";
+        answer(&context, sql).await;
+        let first = faulty.reads() - begun;
+        assert!(first >= 3, "each of the three footers is read: {first}");
+        answer(&context, sql).await;
+        assert_eq!(faulty.reads() - begun, first, "statistics in cached footers rule out every row");
     }
 
     #[tokio::test]
