@@ -26,6 +26,7 @@ use object_store::ObjectStore;
 use url::Url;
 
 mod combinator;
+mod inner;
 mod split;
 pub mod planner;
 pub mod state;
