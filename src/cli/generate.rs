@@ -43,7 +43,7 @@ Examples:
       in transactions, of which one in five is aborted")]
 pub struct Args {
     /// Kafka bootstrap servers, separated by commas
-    #[arg(long, default_value = "127.0.0.1:9092", env = "VIEWLEDGER_BROKERS")]
+    #[arg(long, default_value = "127.0.0.1:9092", env = "VIEWLEDGER_KAFKA_BROKERS")]
     brokers: String,
     /// A profile; may be given several times. Default: every file in SQL_DIR/load
     #[arg(long = "profile", value_name = "FILE")]
