@@ -90,6 +90,11 @@ pub fn engine(threads: usize, memory_bytes_max: usize, config: &Config) -> Resul
         .context("cannot set up the query engine")
 }
 
+/// An engine that plans and runs nothing.
+pub fn planning_engine(config: &Config) -> Result<Arc<Engine>> {
+    engine(1, config.query.memory_bytes_max, config)
+}
+
 /// Everything that is open before intake starts.
 #[derive(Debug)]
 pub struct Core {
@@ -118,6 +123,7 @@ impl Core {
         let metrics = Arc::new(Metrics::new());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let storage = Storage::open(&config.storage.location(), config.storage.options.clone().into_iter())?;
+        storage.sweep(&lock)?;
         let engine = engine(config.query.threads, config.query.memory_bytes_max, &config)?;
         let batch_engine = self::engine(config.refresh.threads, config.refresh.memory_bytes_max, &config)?;
         for engine in [&engine, &batch_engine] {
@@ -147,6 +153,15 @@ impl Core {
 
         let mut streams = BTreeMap::new();
         for (name, archive) in snapshots {
+            let below = generation.frontier.0.get(&name).cloned().unwrap_or_default();
+            anyhow::ensure!(
+                archive.epoch >= generation.epoch(&name) && archive.frontier.covers(&below),
+                "the archive of {name} ends at epoch {}, but generation {} was made from epoch {}: commits are missing \
+                 from its log; restore them from a copy before starting",
+                archive.epoch,
+                generation.id,
+                generation.epoch(&name)
+            );
             let delta = restore::delta(&engine, &declared.names, &name, &archive, generation.epoch(&name)).await?;
             let end = Arc::new(archive.frontier.clone());
             let ledger = Arc::new(archive.ledger.clone());
@@ -253,5 +268,13 @@ impl Running {
             // A panic has poisoned health already.
             drop(committer.join());
         }
+    }
+}
+
+impl Core {
+    /// Every view is refreshed with the one that is due first: all stand at one frontier.
+    fn refresh_interval(&self) -> std::time::Duration {
+        let views = self.declared.catalog.views.values().map(|view| view.refresh_every);
+        views.fold(self.config.refresh.interval_max, std::time::Duration::min)
     }
 }

@@ -34,14 +34,24 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
     /// A session with every function, limit and optimizer rule. Taken once, as the template of all sessions.
     fn session(&self) -> SessionContext;
 
-    /// Makes and publishes the next generation; `view` limits it. Returns its number as text.
-    async fn refresh(&self, view: Option<&str>) -> Result<String, RefreshError>;
+    /// Makes and publishes the next generation of all views, for all stand at one frontier. With
+    /// [`RefreshScope::Full`], `view` (or every view) is computed from the whole archive. Returns its number as text.
+    async fn refresh(&self, view: Option<&str>, scope: RefreshScope) -> Result<String, RefreshError>;
 
     /// What the definition of a table says about it.
     fn comment(&self, schema: &str, table: &str) -> Option<String>;
 
     /// Whether queries would be answered from complete and fresh enough data.
     fn readiness(&self) -> Readiness;
+}
+
+/// From where a refresh goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefreshScope {
+    /// From the current generation: only what is new.
+    New,
+    /// From nothing: the whole archive.
+    Full,
 }
 
 /// The answer of `/readyz`.

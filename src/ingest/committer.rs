@@ -44,6 +44,7 @@ impl Committer {
             self.health.poison("archive", format!("stream {}: {}", self.stream, chain(&error)));
             self.shutdown.trigger();
         }
+        self.io.block_on(self.archive.settle());
     }
 
     fn serve(&mut self, work: &Receiver<Work>) -> Result<(), ArchiveError> {

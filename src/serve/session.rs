@@ -244,8 +244,8 @@ impl Session {
                 let message = format!("{tag} can only be used in transaction blocks");
                 return Err(QueryError::new(SqlState("25P01"), message));
             }
-            Statement::Refresh(view) => {
-                let generation = self.service.database.refresh(view.as_deref()).await?;
+            Statement::Refresh(view, scope) => {
+                let generation = self.service.database.refresh(Some(view), *scope).await?;
                 tracing::info!(view, generation, user = self.identity.user, "refreshed on a client's request");
                 Outcome::Done("REFRESH MATERIALIZED VIEW")
             }

@@ -20,6 +20,7 @@ use datafusion_pg_catalog::sql::rules::{
 };
 
 use crate::serve::Limits;
+use crate::serve::RefreshScope;
 use crate::serve::error::{QueryError, SqlState, character, syntax};
 
 /// Nested parentheses, subqueries and function calls. The parser recurses here.
@@ -44,7 +45,7 @@ pub enum Statement {
     Rollback,
     /// `SAVEPOINT`, `RELEASE`, `ROLLBACK TO`: a reading transaction has nothing to undo. Holds the tag.
     Savepoint(&'static str),
-    Refresh(Option<String>),
+    Refresh(String, RefreshScope),
     /// Forgets one prepared statement, or all.
     Deallocate(Option<String>),
     /// `DISCARD ALL` (true to its name) or a part that this server does not keep. Holds the tag.
@@ -273,7 +274,10 @@ fn setting_text(expr: &Expr) -> Result<String, QueryError> {
 /// Statements that the SQL parser does not know.
 fn own_statement(words: &[&str], tokens: &[TokenWithSpan]) -> Result<Option<Statement>, QueryError> {
     Ok(match words {
-        ["REFRESH", "MATERIALIZED", "VIEW", ..] => Some(Statement::Refresh(Some(view_name(tokens)?))),
+        ["REFRESH", "MATERIALIZED", "VIEW", ..] => {
+            let (view, scope) = refresh(tokens)?;
+            Some(Statement::Refresh(view, scope))
+        }
         ["ABORT", ..] => Some(Statement::Rollback),
         ["END"] | ["END", "TRANSACTION" | "WORK"] => Some(Statement::Commit),
         ["UNLISTEN", ..] => Some(Statement::Ignored("UNLISTEN")),
@@ -307,28 +311,31 @@ fn refusal(words: &[&str]) -> Option<QueryError> {
     }
 }
 
-/// `REFRESH MATERIALIZED VIEW [CONCURRENTLY] [schema.]name [WITH DATA]`
-fn view_name(tokens: &[TokenWithSpan]) -> Result<String, QueryError> {
+/// `REFRESH MATERIALIZED VIEW [CONCURRENTLY] [schema.]name [WITH [FULL] DATA]`
+fn refresh(tokens: &[TokenWithSpan]) -> Result<(String, RefreshScope), QueryError> {
     let mut rest = tokens.iter().filter(|token| is_solid(token)).skip(3).peekable();
-    if matches!(rest.peek(), Some(token) if is_word(token, "CONCURRENTLY")) {
+    rest.next_if(|token| is_word(token, "CONCURRENTLY"));
+    let mut name = None;
+    while let Some(Token::Word(word)) = rest.peek().map(|token| &token.token) {
+        name = Some(if word.quote_style.is_some() { word.value.clone() } else { word.value.to_lowercase() });
         rest.next();
-    }
-    let mut name = String::new();
-    while let Some(token) = rest.next() {
-        let Token::Word(word) = &token.token else { break };
-        name = if word.quote_style.is_some() { word.value.clone() } else { word.value.to_lowercase() };
-        match rest.next() {
-            Some(dot) if dot.token == Token::Period => continue,
-            None => return Ok(name),
-            Some(with) if is_word(with, "WITH") && matches!(rest.next(), Some(data) if is_word(data, "DATA")) => {
-                return if rest.next().is_none() { Ok(name) } else { break };
-            }
-            Some(_) => break,
+        if rest.next_if(|token| token.token == Token::Period).is_none() {
+            break;
         }
     }
-    let _ = name;
-    Err(QueryError::new(SqlState::SYNTAX, "syntax error in REFRESH MATERIALIZED VIEW")
-        .hint("REFRESH MATERIALIZED VIEW name"))
+    let options: Vec<&TokenWithSpan> = rest.collect();
+    let scope = match options.as_slice() {
+        [] => Some(RefreshScope::New),
+        [with, data] if is_word(with, "WITH") && is_word(data, "DATA") => Some(RefreshScope::New),
+        [with, full, data] if is_word(with, "WITH") && is_word(full, "FULL") && is_word(data, "DATA") => {
+            Some(RefreshScope::Full)
+        }
+        _ => None,
+    };
+    name.zip(scope).ok_or_else(|| {
+        QueryError::new(SqlState::SYNTAX, "syntax error in REFRESH MATERIALIZED VIEW")
+            .hint("REFRESH MATERIALIZED VIEW name, or ... name WITH FULL DATA to compute it from the whole archive")
+    })
 }
 
 /// The first keyword of a statement that the parser read but the list does not hold.
@@ -448,7 +455,10 @@ mod tests {
     #[test]
     fn session_statements_are_recognised() {
         assert!(matches!(&parse("refresh materialized view concurrently public.Sales with data").unwrap()[0],
-            Statement::Refresh(Some(view)) if view == "sales"));
+            Statement::Refresh(view, RefreshScope::New) if view == "sales"));
+        assert!(matches!(&parse("REFRESH MATERIALIZED VIEW sales WITH FULL DATA").unwrap()[0],
+            Statement::Refresh(view, RefreshScope::Full) if view == "sales"));
+        assert!(parse("REFRESH MATERIALIZED VIEW sales WITH EMPTY DATA").is_err());
         assert!(matches!(&parse("SET LOCAL statement_timeout = 500").unwrap()[0],
             Statement::Set { name, value: Some(value), scope: SetScope::Local }
                 if name == "statement_timeout" && value == "500"));
