@@ -8,9 +8,8 @@ use async_trait::async_trait;
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
 use datafusion::common::{DataFusionError, Result};
-use datafusion::datasource::ViewTable;
 
-use super::provider::{UnionTable, in_memory};
+use super::provider::{PlanTable, UnionTable, in_memory};
 use super::snapshot::{Snapshot, StreamSnapshot};
 use super::system::{self, Surroundings};
 use crate::archive::Kind;
@@ -150,7 +149,7 @@ impl PinnedSchema {
         let plan = view
             .merge_plan(Arc::new(UnionTable::new(schema, parts)))
             .map_err(|error| DataFusionError::External(Box::new(error)))?;
-        Ok(Arc::new(ViewTable::new(plan, None)))
+        Ok(Arc::new(PlanTable::new(plan)))
     }
 
     /// Records of one kind, from the archive and from the tail.
