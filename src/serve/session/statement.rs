@@ -14,9 +14,9 @@ use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer};
 use datafusion_pg_catalog::sql::PostgresCompatibilityParser;
 use datafusion_pg_catalog::sql::rules::{
-    CurrentUserVariableToSessionUserFunctionCall, FixArrayLiteral, FixVersionColumnName, RewriteArrayAnyAllOperation,
-    RewritePgCatalogOperator, RewriteRegCastToSubquery, SqlStatementRewriteRule, StripCallableQualifier,
-    StripCollate,
+    CurrentUserVariableToSessionUserFunctionCall, FixArrayLiteral, FixVersionColumnName,
+    RewriteArrayAnyAllOperation, RewritePgCatalogOperator, RewriteRegCastToSubquery, SqlStatementRewriteRule,
+    StripCallableQualifier, StripCollate,
 };
 
 use crate::serve::Limits;
@@ -49,7 +49,9 @@ pub enum Statement {
     /// Forgets one prepared statement, or all.
     Deallocate(Option<String>),
     /// `DISCARD ALL` (true to its name) or a part that this server does not keep. Holds the tag.
-    Discard { all: bool },
+    Discard {
+        all: bool,
+    },
     /// `LISTEN`, `UNLISTEN` and other requests that ask for nothing here. Holds the tag.
     Ignored(&'static str),
 }
@@ -148,7 +150,9 @@ impl StatementParser {
     }
 }
 
-fn parse_tokens(tokens: &[TokenWithSpan]) -> Result<ast::Statement, datafusion::sql::sqlparser::parser::ParserError> {
+fn parse_tokens(
+    tokens: &[TokenWithSpan],
+) -> Result<ast::Statement, datafusion::sql::sqlparser::parser::ParserError> {
     let dialect = PostgreSqlDialect {};
     let mut parser =
         Parser::new(&dialect).with_recursion_limit(NESTING_MAX).with_tokens_with_locations(tokens.to_vec());
@@ -190,9 +194,9 @@ fn classify(statement: ast::Statement, sql: &Arc<str>, catalog: bool) -> Result<
         S::Discard { object_type } => {
             Ok(Statement::Discard { all: matches!(object_type, ast::DiscardObject::ALL) })
         }
-        S::Deallocate { name, .. } => Ok(Statement::Deallocate(
-            (!name.value.eq_ignore_ascii_case("all")).then(|| name.value.clone()),
-        )),
+        S::Deallocate { name, .. } => {
+            Ok(Statement::Deallocate((!name.value.eq_ignore_ascii_case("all")).then(|| name.value.clone())))
+        }
         S::LISTEN { .. } => Ok(Statement::Ignored("LISTEN")),
         S::UNLISTEN { .. } => Ok(Statement::Ignored("UNLISTEN")),
         other => Err(QueryError::refused(&command(other))),
@@ -301,9 +305,10 @@ fn refusal(words: &[&str]) -> Option<QueryError> {
             format!("{} is not supported yet", words.first().copied().unwrap_or_default()),
         )),
         word @ ("INSERT" | "UPDATE" | "DELETE" | "MERGE" | "TRUNCATE" | "CREATE" | "DROP" | "ALTER" | "GRANT"
-        | "REVOKE" | "COMMENT" | "VACUUM" | "ANALYZE" | "CLUSTER" | "REINDEX" | "LOCK" | "CALL" | "DO" | "LOAD"
-        | "INSTALL" | "ATTACH" | "DETACH" | "EXPORT" | "IMPORT" | "UNLOAD" | "CHECKPOINT" | "SECURITY"
-        | "REASSIGN" | "NOTIFY" | "KILL" | "USE" | "CACHE" | "UNCACHE" | "MSCK" | "OPTIMIZE") => {
+        | "REVOKE" | "COMMENT" | "VACUUM" | "ANALYZE" | "CLUSTER" | "REINDEX" | "LOCK" | "CALL" | "DO"
+        | "LOAD" | "INSTALL" | "ATTACH" | "DETACH" | "EXPORT" | "IMPORT" | "UNLOAD" | "CHECKPOINT"
+        | "SECURITY" | "REASSIGN" | "NOTIFY" | "KILL" | "USE" | "CACHE" | "UNCACHE" | "MSCK"
+        | "OPTIMIZE") => {
             let second = words.get(1).copied().unwrap_or_default();
             Some(QueryError::refused(format!("{word} {second}").trim()))
         }
@@ -372,7 +377,13 @@ fn names_catalog(token: &TokenWithSpan) -> bool {
         || name.starts_with("has_")
         || matches!(
             name.as_str(),
-            "regclass" | "regtype" | "regproc" | "regnamespace" | "to_regclass" | "obj_description" | "col_description"
+            "regclass"
+                | "regtype"
+                | "regproc"
+                | "regnamespace"
+                | "to_regclass"
+                | "obj_description"
+                | "col_description"
         )
 }
 
@@ -409,19 +420,41 @@ fn check_depth(tokens: &[TokenWithSpan], depth_max: usize) -> Result<(), QueryEr
             }
             Token::Comma => level.chain = 0,
             Token::Word(word) => match word.keyword {
-                Keyword::SELECT | Keyword::FROM | Keyword::WHERE | Keyword::HAVING | Keyword::GROUP
-                | Keyword::ORDER | Keyword::WHEN | Keyword::THEN | Keyword::ELSE => level.chain = 0,
+                Keyword::SELECT
+                | Keyword::FROM
+                | Keyword::WHERE
+                | Keyword::HAVING
+                | Keyword::GROUP
+                | Keyword::ORDER
+                | Keyword::WHEN
+                | Keyword::THEN
+                | Keyword::ELSE => level.chain = 0,
                 Keyword::JOIN | Keyword::UNION | Keyword::INTERSECT | Keyword::EXCEPT => level.relations += 1,
                 Keyword::CASE => level.relations += 1,
-                Keyword::AND | Keyword::OR | Keyword::NOT | Keyword::IS | Keyword::LIKE | Keyword::ILIKE
-                | Keyword::SIMILAR | Keyword::BETWEEN | Keyword::COLLATE | Keyword::AT | Keyword::OPERATOR => {
+                Keyword::AND
+                | Keyword::OR
+                | Keyword::NOT
+                | Keyword::IS
+                | Keyword::LIKE
+                | Keyword::ILIKE
+                | Keyword::SIMILAR
+                | Keyword::BETWEEN
+                | Keyword::COLLATE
+                | Keyword::AT
+                | Keyword::OPERATOR => {
                     level.chain += 1;
                 }
                 _ => {}
             },
-            Token::Number(..) | Token::SingleQuotedString(_) | Token::Period | Token::Placeholder(_)
-            | Token::EscapedStringLiteral(_) | Token::NationalStringLiteral(_) | Token::HexStringLiteral(_)
-            | Token::DollarQuotedString(_) | Token::UnicodeStringLiteral(_) => {}
+            Token::Number(..)
+            | Token::SingleQuotedString(_)
+            | Token::Period
+            | Token::Placeholder(_)
+            | Token::EscapedStringLiteral(_)
+            | Token::NationalStringLiteral(_)
+            | Token::HexStringLiteral(_)
+            | Token::DollarQuotedString(_)
+            | Token::UnicodeStringLiteral(_) => {}
             _ => level.chain += 1,
         }
         let deep = levels.iter().any(|level| level.chain > depth_max || level.relations > depth_max);
@@ -474,10 +507,20 @@ mod tests {
     #[test]
     fn everything_that_writes_is_refused() {
         for sql in [
-            "COPY (SELECT 1) TO '/tmp/x'", "COPY t FROM '/etc/passwd'", "CREATE TABLE t AS SELECT 1",
-            "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/etc/passwd'", "DROP TABLE t", "TRUNCATE t",
-            "INSERT INTO t VALUES (1)", "UPDATE t SET a = 1", "DELETE FROM t", "SELECT 1 INTO t",
-            "EXPLAIN ANALYZE INSERT INTO t VALUES (1)", "ALTER TABLE t ADD c int", "DO $$ x $$", "SELECT 1 FOR UPDATE",
+            "COPY (SELECT 1) TO '/tmp/x'",
+            "COPY t FROM '/etc/passwd'",
+            "CREATE TABLE t AS SELECT 1",
+            "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/etc/passwd'",
+            "DROP TABLE t",
+            "TRUNCATE t",
+            "INSERT INTO t VALUES (1)",
+            "UPDATE t SET a = 1",
+            "DELETE FROM t",
+            "SELECT 1 INTO t",
+            "EXPLAIN ANALYZE INSERT INTO t VALUES (1)",
+            "ALTER TABLE t ADD c int",
+            "DO $$ x $$",
+            "SELECT 1 FOR UPDATE",
         ] {
             assert_eq!(state(sql), "42501", "{sql}");
         }
