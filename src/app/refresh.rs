@@ -64,7 +64,6 @@ impl Progress for LogProgress {
 }
 
 impl Refresher {
-    #[expect(clippy::too_many_arguments, reason = "the parts it is made of, each named once in the root")]
     pub fn new(
         engine: Arc<Engine>,
         threads: usize,

@@ -31,7 +31,8 @@ fn free_tables_take_any_text() {
 
 #[test]
 fn mistakes_are_named() {
-    let cases: &[(&str, &[(&str, &str)], &str)] = &[
+    type Env<'a> = &'a [(&'a str, &'a str)];
+    let cases: &[(&str, Env<'_>, &str)] = &[
         ("[server]\npgport = 1", &[], "FILE: unknown key server.pgport; did you mean server.pg_port?"),
         (
             "[archive]\ncommit_intervall = '1s'",
