@@ -64,12 +64,15 @@ impl Running {
 }
 
 async fn start(directory: &Path, health: &Health, shutdown: &Shutdown) -> Result<Broker, BrokerError> {
-    let config = BrokerConfig {
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+    Broker::start(config_on(directory, 0), health.clone(), shutdown.clone()).await
+}
+
+pub fn config_on(directory: &Path, port: u16) -> BrokerConfig {
+    BrokerConfig {
+        listen: SocketAddr::from(([127, 0, 0, 1], port)),
         data_dir: directory.to_owned(),
         auto_create_partitions: None,
-    };
-    Broker::start(config, health.clone(), shutdown.clone()).await
+    }
 }
 
 fn numbers(records: Vec<(i64, u64)>) -> Vec<u64> {
@@ -354,11 +357,8 @@ async fn a_version_from_the_future_is_told_what_is_known() {
 #[tokio::test]
 async fn only_loopback_is_listened_on() {
     let directory = tempfile::tempdir().unwrap();
-    let config = BrokerConfig {
-        listen: SocketAddr::from(([0, 0, 0, 0], 0)),
-        data_dir: directory.path().to_owned(),
-        auto_create_partitions: None,
-    };
+    let everywhere = SocketAddr::from(([0, 0, 0, 0], 0));
+    let config = BrokerConfig { listen: everywhere, ..config_on(directory.path(), 0) };
     let refused = Broker::start(config, Health::default(), Shutdown::default()).await;
     assert!(matches!(refused, Err(BrokerError::NotLoopback(_))));
 }
@@ -374,11 +374,7 @@ async fn a_directory_belongs_to_one_broker() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_is_created_once_by_hand_and_on_first_use_when_allowed() {
     let (directory, health, shutdown) = (tempfile::tempdir().unwrap(), Health::default(), Shutdown::default());
-    let config = BrokerConfig {
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        data_dir: directory.path().to_owned(),
-        auto_create_partitions: Some(3),
-    };
+    let config = BrokerConfig { auto_create_partitions: Some(3), ..config_on(directory.path(), 0) };
     let broker = Broker::start(config, health, shutdown.clone()).await.unwrap();
     broker.create_topic("by-hand", 2).await.unwrap();
     let mut raw = Raw::connect(&broker.bootstrap()).await;

@@ -68,3 +68,14 @@ impl Envelope {
         Ok(frame.freeze())
     }
 }
+
+/// Does work with much reading or writing where it does not hold up other connections. A panic goes on in the
+/// caller, whose task reports it.
+pub(super) async fn off_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, RequestError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => RequestError::Stopping,
+    })
+}
