@@ -54,6 +54,8 @@ mod produce;
 mod producers;
 mod rounds;
 mod scan;
+mod shape;
+mod supported;
 mod topics;
 mod transacting;
 mod transactions;

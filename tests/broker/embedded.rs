@@ -323,12 +323,15 @@ async fn a_refusing_broker_closes_its_port_and_opens_it_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_request_closes_that_connection_only() {
     let running = Running::new().await;
-    let garbage: [&[u8]; 6] = [
+    let garbage: [&[u8]; 8] = [
         b"",
         b"\0\x03",
         b"GET / HTTP/1.1\r\n\r\n",
         b"\0\x03\0\x0c\0\0\0\0\xff\xff\0\x05",
         b"\0\x00\0\x63\0\0\0\0\xff\xff",
+        // Lists of four thousand million topics: nobody may reserve memory for them.
+        b"\0\x03\0\x0c\0\0\0\0\xff\xff\0\xff\xff\xff\xff\x0f",
+        b"\0\x03\0\x01\0\0\0\0\xff\xff\x7f\xff\xff\xff",
         b"\x7f\xff\0\x00\0\0\0\0\xff\xff",
     ];
     for frame in garbage {
