@@ -4,6 +4,8 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kafka_protocol::messages::offset_for_leader_epoch_request::{OffsetForLeaderPartition, OffsetForLeaderTopic};
@@ -36,8 +38,13 @@ impl Running {
     }
 
     async fn on(directory: tempfile::TempDir) -> Self {
+        Self::at(directory, 0).await
+    }
+
+    async fn at(directory: tempfile::TempDir, port: u16) -> Self {
         let (health, shutdown) = (Health::default(), Shutdown::default());
-        let broker = start(directory.path(), &health, &shutdown).await.unwrap();
+        let config = config_on(directory.path(), port);
+        let broker = Broker::start(config, health.clone(), shutdown.clone()).await.unwrap();
         Self { broker, directory, health, shutdown }
     }
 
@@ -61,10 +68,6 @@ impl Running {
         let id = Raw::connect(&self.bootstrap()).await.topic(topic).await.topic_id;
         self.directory.path().join("topics").join(id.to_string()).join(format!("{partition}.log"))
     }
-}
-
-async fn start(directory: &Path, health: &Health, shutdown: &Shutdown) -> Result<Broker, BrokerError> {
-    Broker::start(config_on(directory, 0), health.clone(), shutdown.clone()).await
 }
 
 pub fn config_on(directory: &Path, port: u16) -> BrokerConfig {
@@ -156,6 +159,51 @@ async fn a_restart_keeps_everything() {
     let committed = in_group(&running.bootstrap(), &group).committed_offsets(position, PATIENCE).unwrap();
     assert_eq!(committed.elements()[0].offset(), Offset::Offset(200));
     assert_eq!(produce(&running.bootstrap(), &topic, 0, 500..501, &[]), vec![(500, 500)]);
+    running.stop().await;
+}
+
+/// Stopping in good order cuts requests off too; none may be half done or done twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarts_under_load_lose_and_repeat_nothing() {
+    const RESTARTS: u64 = 3;
+    let mut running = Running::new().await;
+    let bootstrap = running.bootstrap();
+    let port = bootstrap.parse::<SocketAddr>().unwrap().port();
+    let topic = create_topic(&bootstrap, "load", 1).await;
+    let settings: Settings = &[
+        ("enable.idempotence", "true"),
+        ("retry.backoff.ms", "10"),
+        ("reconnect.backoff.ms", "10"),
+        ("reconnect.backoff.max.ms", "50"),
+        ("queue.buffering.max.messages", "20000"),
+    ];
+    let stop = Arc::new(AtomicBool::new(false));
+    let writing = {
+        let (bootstrap, topic, stop) = (bootstrap.clone(), topic.clone(), Arc::clone(&stop));
+        tokio::task::spawn_blocking(move || {
+            let writer = Writer::new(&bootstrap, settings);
+            let mut next = 0;
+            while !stop.load(Ordering::SeqCst) {
+                writer.send(&topic, 0, next);
+                next += 1;
+            }
+            assert_eq!(writer.flush().len(), usize::try_from(next).unwrap());
+            next
+        })
+    };
+    for _ in 0..RESTARTS {
+        running = Running::at(running.stop().await, port).await;
+        let reached = watermarks(&bootstrap, &topic, 0).1;
+        let deadline = Instant::now() + PATIENCE;
+        while watermarks(&bootstrap, &topic, 0).1 == reached {
+            assert!(Instant::now() < deadline, "nothing is written after a restart");
+        }
+    }
+    stop.store(true, Ordering::SeqCst);
+    let written = writing.await.unwrap();
+    let read = read_all(&bootstrap, &topic, 0, COMMITTED);
+    assert_eq!(read.len(), usize::try_from(written).unwrap());
+    assert!(read.into_iter().eq((0..).zip(0..written)), "records are lost, repeated or out of order");
     running.stop().await;
 }
 
@@ -369,7 +417,8 @@ async fn only_loopback_is_listened_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_directory_belongs_to_one_broker() {
     let running = Running::new().await;
-    let second = start(running.directory.path(), &Health::default(), &Shutdown::default()).await;
+    let config = config_on(running.directory.path(), 0);
+    let second = Broker::start(config, Health::default(), Shutdown::default()).await;
     assert!(matches!(second, Err(BrokerError::InUse(_))));
     running.stop().await;
 }

@@ -34,7 +34,14 @@ pub(super) async fn produce(
         true => append_all(node, request),
         false => {
             let node = Arc::clone(node);
-            off_runtime(move || append_all(&node, request)).await?
+            // The write goes on if the connection ends meanwhile; nobody may take over the directory before it does.
+            let running = node.running();
+            let append = move || {
+                let response = append_all(&node, request);
+                drop(running);
+                response
+            };
+            off_runtime(append).await?
         }
     };
     Ok(wants_answer.then_some(response))
