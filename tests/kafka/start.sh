@@ -3,7 +3,7 @@
 #
 # Everything of the broker lives in DIR (made if absent): its log segments, `kafka.log`, `pid`, and
 # `bootstrap` with the printed address. `stop.sh DIR` ends it. The jars are copied once by Maven
-# (pom.xml beside this file) to $VIEWLEDGER_KAFKA_CACHE, or target/kafka/ of this repository.
+# (pom.xml beside this file) to $VIEWLEDGER_TEST_KAFKA_CACHE, or target/kafka/ of this repository.
 #
 # Exit codes: 0 started, 77 not possible here (no Java, no Maven, or Maven reaches no repository), 1 failed.
 set -euo pipefail
@@ -13,8 +13,8 @@ shopt -s inherit_errexit
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
-cache=${VIEWLEDGER_KAFKA_CACHE:-$here/../../target/kafka}
-start_seconds=${VIEWLEDGER_KAFKA_START_SECONDS:-90}
+cache=${VIEWLEDGER_TEST_KAFKA_CACHE:-$here/../../target/kafka}
+start_seconds=${VIEWLEDGER_TEST_KAFKA_START_SECONDS:-90}
 
 # What Maven says when it cannot reach a repository, as against a wrong name or version, which is our fault.
 unreachable='Could not transfer|failed to transfer|Unknown host|UnknownHostException|Connection refused'
