@@ -96,7 +96,9 @@ struct Trial {
 impl Trial {
     fn new(crashes_variable: &str, crashes: u32, without: Option<Guard>) -> Trial {
         let number = |name: &str| {
-            std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap_or_else(|_| panic!("{name}={text} is no number")))
+            std::env::var(name)
+                .ok()
+                .map(|text| text.parse::<u64>().unwrap_or_else(|_| panic!("{name}={text} is no number")))
         };
         Trial {
             seed: number("SEED").unwrap_or_else(rand::random),

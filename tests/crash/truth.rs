@@ -52,19 +52,22 @@ impl Reader {
         let mut lines = text.lines().enumerate();
         let header: Vec<&str> = lines.next().map(|(_, line)| line.split(',').collect()).unwrap_or_default();
         let place_of = |name: &str| {
-            header.iter().position(|column| *column == name).unwrap_or_else(|| {
-                panic!("{} has no column {name}, only {}", file.display(), header.join(", "))
-            })
+            header
+                .iter()
+                .position(|column| *column == name)
+                .unwrap_or_else(|| panic!("{} has no column {name}, only {}", file.display(), header.join(", ")))
         };
-        let columns = ["topic", "partition", "offset", "event_id", "kind", "video_id", "view_duration", "revenue_eligible"]
-            .map(place_of);
+        let columns =
+            ["topic", "partition", "offset", "event_id", "kind", "video_id", "view_duration", "revenue_eligible"]
+                .map(place_of);
         for (number, line) in lines {
             let fields: Vec<&str> = line.split(',').collect();
             let whole = fields.len() == header.len() && !line.contains('"');
             assert!(whole, "{}:{}: not {} plain fields: {line}", file.display(), number + 1, header.len());
             let record = columns.map(|column| fields[column]);
             if record[0] == topic {
-                self.add_record(record).unwrap_or_else(|what| panic!("{}:{}: {what}: {line}", file.display(), number + 1));
+                self.add_record(record)
+                    .unwrap_or_else(|what| panic!("{}:{}: {what}: {line}", file.display(), number + 1));
             }
         }
     }

@@ -79,7 +79,8 @@ impl Differences {
 
 fn compare_videos(differences: &mut Differences, expected: &Expected, answers: &Answers) {
     let nothing = Tally::default();
-    for key in expected.videos.keys().chain(answers.videos.keys().filter(|key| !expected.videos.contains_key(*key))) {
+    for key in expected.videos.keys().chain(answers.videos.keys().filter(|key| !expected.videos.contains_key(*key)))
+    {
         let want = expected.videos.get(key).unwrap_or(&nothing);
         let seen = answers.videos.get(key).unwrap_or(&nothing);
         differences.compare(format!("total_views of {key}"), want.views, seen.views);
@@ -102,7 +103,11 @@ fn compare_ledger(differences: &mut Differences, expected: &Expected, answers: &
         let row = answers.ledger.iter().find(|row| row.partition == *partition).copied().unwrap_or_default();
         differences.compare(format!("records of partition {partition}"), extent.records, row.passed - row.gaps);
         // Control records behind the last one may or may not have been passed.
-        differences.compare(format!("offsets passed in partition {partition}"), extent.end, row.passed.min(extent.end));
+        differences.compare(
+            format!("offsets passed in partition {partition}"),
+            extent.end,
+            row.passed.min(extent.end),
+        );
     }
 }
 
@@ -141,7 +146,7 @@ mod tests {
             |a| a.videos.get_mut("v").unwrap().views += 1,
             |a| a.videos.get_mut("v").unwrap().revenue_views += 1,
             |a| a.videos.get_mut("v").unwrap().watch_seconds += 1,
-            |a| drop(a.videos.insert("w".into(), Tally { views: 1, ..Tally::default() })),
+            |a| a.videos.extend([("w".into(), Tally { views: 1, ..Tally::default() })]),
             |a| a.ledger[0].passed += 1,
             |a| a.ledger[0].gaps -= 1,
             |a| (a.ledger[0].duplicates, a.ledger[0].passed) = (2, 9),
