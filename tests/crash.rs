@@ -19,23 +19,22 @@ mod broker;
 mod load;
 #[path = "crash/server.rs"]
 mod server;
+#[path = "crash/settle.rs"]
+mod settle;
 #[path = "crash/truth.rs"]
 mod truth;
 #[path = "crash/verdict.rs"]
 mod verdict;
 
 use answers::{Halves, STREAM};
-use broker::TestBroker;
+use broker::{TOPICS, TestBroker};
 use load::{Load, LoadPlan};
 use server::{Death, Guard, Life, Site};
+use settle::{query_failed, settle};
 use truth::Expected;
-use verdict::{Answers, Verdict, Violation, judge};
+use verdict::Violation;
 
-/// All declared streams need their topic; only the first is loaded.
-const TOPICS: [(&str, i32); 3] = [(STREAM, 6), ("ad_views", 1), ("user_sessions", 1)];
 const EVENTS_PER_SECOND: u32 = 1_500;
-/// How long the answers may stand still before they count as final.
-const STALLED_AFTER: Duration = Duration::from_secs(30);
 
 /// Name of the largest sum of the view that any reader saw.
 const PEAK: &str = "sum(total_views) at some moment";
@@ -204,11 +203,11 @@ impl Trial {
             load.keep_going();
             let mut life = site.spawn();
             expected = truth::read(load.wait().await, STREAM);
-            self.settle(&mut life, &expected).await?;
+            settle(&mut life, &expected).await?;
             if let Some(sql) = refresh {
                 let reader = life.wait_ready().await.map_err(|Death(what)| vec![Violation::Died(what)])?;
                 reader.rows(sql).await.map_err(|error| vec![query_failed(&life, &error)])?;
-                self.settle(&mut life, &expected).await?;
+                settle(&mut life, &expected).await?;
             }
             life.kill().map_err(|Death(what)| vec![Violation::Died(what)])?;
         }
@@ -216,30 +215,6 @@ impl Trial {
             return Err(vec![Violation::Count { what: PEAK.into(), expected: expected.counted, seen: self.peak }]);
         }
         Ok(expected)
-    }
-
-    /// Reads until the answers are exact, or wrong for good, or stand still below the truth.
-    async fn settle(&self, life: &mut Life, expected: &Expected) -> Result<(), Vec<Violation>> {
-        let reader = life.wait_ready().await.map_err(|Death(what)| vec![Violation::Died(what)])?;
-        let mut last = Answers::default();
-        let mut moved = Instant::now();
-        loop {
-            let answers = Answers::read(&reader).await.map_err(|error| vec![query_failed(life, &error)])?;
-            match judge(expected, &answers) {
-                Verdict::Exact => break,
-                Verdict::Wrong(violations) => return Err(violations),
-                Verdict::Behind(violations) if answers == last && moved.elapsed() > STALLED_AFTER => {
-                    return Err(violations);
-                }
-                Verdict::Behind(_) => {}
-            }
-            if answers != last {
-                (last, moved) = (answers, Instant::now());
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        let halves = Halves::read(&reader).await.map_err(|error| vec![query_failed(life, &error)])?;
-        halves.add_up().map_err(|violation| vec![violation])
     }
 
     /// Keeps the directory of a failure and tells how to come back to it.
@@ -265,12 +240,6 @@ fn moment(random: &mut StdRng) -> Moment {
     } else {
         Moment::AfterReady(Duration::from_millis(random.random_range(0..2_000)))
     }
-}
-
-fn query_failed(life: &Life, error: &tokio_postgres::Error) -> Violation {
-    let reason = error.as_db_error().map_or_else(|| error.to_string(), |error| error.to_string());
-    let Death(what) = life.death(&format!("a query failed: {reason}"));
-    Violation::Died(what)
 }
 
 /// A load without the awkward records would let a server without guards pass.
