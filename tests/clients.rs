@@ -127,7 +127,7 @@ fn install() -> Option<PathBuf> {
 }
 
 fn run(python: &Path, arguments: &[&Path]) {
-    let output = Command::new(python).args(arguments).output().unwrap();
+    let output = Command::new(python).arg("-B").args(arguments).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}:\n{said}{complained}", arguments[0].display());
