@@ -32,7 +32,7 @@ mod truth;
 mod verdict;
 
 use answers::STREAM;
-use broker::{TOPICS, TestBroker};
+use broker::{TOPIC, TOPICS, TestBroker};
 use load::{Load, LoadPlan};
 use server::{Reader, Site};
 use settle::settle;
@@ -63,7 +63,7 @@ async fn other_readers_open_the_archive_and_agree() {
     let mut load = Load::start(plan, dir.path());
     let mut site = Site::prepare(dir.path(), &broker.bootstrap(), None);
     let mut life = site.spawn();
-    let expected = truth::read(load.wait().await, STREAM);
+    let expected = truth::read(load.wait().await, TOPIC);
     settle(&mut life, &expected).await.unwrap_or_else(|violations| panic!("{violations:#?}"));
 
     let reader = life.wait_ready().await.unwrap_or_else(|server::Death(what)| panic!("{what}"));

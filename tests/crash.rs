@@ -26,8 +26,8 @@ mod truth;
 #[path = "crash/verdict.rs"]
 mod verdict;
 
-use answers::{Halves, STREAM};
-use broker::{TOPICS, TestBroker};
+use answers::Halves;
+use broker::{TOPIC, TOPICS, TestBroker};
 use load::{Load, LoadPlan};
 use server::{Death, Guard, Life, Site};
 use settle::{query_failed, settle};
@@ -202,7 +202,7 @@ impl Trial {
         for refresh in [Some("REFRESH MATERIALIZED VIEW video_views"), None] {
             load.keep_going();
             let mut life = site.spawn();
-            expected = truth::read(load.wait().await, STREAM);
+            expected = truth::read(load.wait().await, TOPIC);
             settle(&mut life, &expected).await?;
             if let Some(sql) = refresh {
                 let reader = life.wait_ready().await.map_err(|Death(what)| vec![Violation::Died(what)])?;

@@ -4,7 +4,7 @@ use crate::server::{Reader, number};
 use crate::truth::Tally;
 use crate::verdict::{Answers, LedgerRow, Violation};
 
-/// The stream under test, which is also its topic.
+/// The stream under test.
 pub(crate) const STREAM: &str = "video_views";
 
 /// One look at the merged view and its halves, all from one snapshot because it is one query.

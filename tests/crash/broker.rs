@@ -11,8 +11,10 @@ use rdkafka::types::RDKafkaErrorCode;
 use viewledger::demo::broker::{Broker, BrokerConfig};
 use viewledger::runtime::{Health, Shutdown};
 
-/// All declared streams need their topic; only the first is loaded.
-pub(crate) const TOPICS: [(&str, i32); 3] = [("video_views", 6), ("ad_views", 1), ("user_sessions", 1)];
+/// The topic under load.
+pub(crate) const TOPIC: &str = "video-views";
+/// All declared streams need their topic.
+pub(crate) const TOPICS: [(&str, i32); 3] = [(TOPIC, 6), ("ad-views", 1), ("user-sessions", 1)];
 
 /// Set by `tests/kafka/with-kafka.sh` to `host:port`.
 const REAL_KAFKA: &str = "VIEWLEDGER_TEST_KAFKA";

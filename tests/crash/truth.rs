@@ -58,7 +58,7 @@ impl Reader {
                 .unwrap_or_else(|| panic!("{} has no column {name}, only {}", file.display(), header.join(", ")))
         };
         let columns =
-            ["topic", "partition", "offset", "event_id", "kind", "video_id", "view_duration", "revenue_eligible"]
+            ["topic", "partition", "offset", "id", "kind", "video_id", "view_duration", "revenue_eligible"]
                 .map(place_of);
         for (number, line) in lines {
             let fields: Vec<&str> = line.split(',').collect();
@@ -94,8 +94,8 @@ impl Reader {
                 self.expected.counted += 1;
                 let tally = self.expected.videos.entry(video.to_owned()).or_default();
                 tally.views += 1;
-                tally.revenue_views += i64::from(parse::<bool>(revenue)?);
-                tally.watch_seconds += parse::<i64>(duration)?;
+                tally.revenue_views += i64::from(parse_or_null::<bool>(revenue)?.unwrap_or(false));
+                tally.watch_seconds += parse_or_null::<i64>(duration)?.unwrap_or(0);
             }
             _ => return Err(format!("unknown kind {kind}")),
         }
@@ -107,14 +107,20 @@ fn parse<T: std::str::FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| format!("cannot read {text:?}"))
 }
 
+/// A null counts in no sum; the truth file leaves its place empty.
+fn parse_or_null<T: std::str::FromStr>(text: &str) -> Result<Option<T>, String> {
+    if text.is_empty() { Ok(None) } else { parse(text).map(Some) }
+}
+
 #[test]
 fn truth_counts_each_id_once_and_no_aborted_or_malformed_record() {
     let text = "\
-kind,topic,partition,offset,event_id,video_id,view_duration,revenue_eligible,timestamp
+kind,topic,partition,offset,id,video_id,view_duration,revenue_eligible,timestamp
 event,t,0,0,a,v1,10,true,1
 duplicate,t,1,0,a,v1,10,true,1
 late,t,1,1,b,v1,5,false,1
 undeclared,t,1,2,c,v2,7,true,1
+event,t,1,3,f,v2,,,1
 malformed,t,0,1,,,,,
 aborted,t,0,2,d,v2,9,true,1
 duplicate,t,0,4,d,v2,9,true,1
@@ -125,10 +131,10 @@ event,other,0,0,e,v1,1,true,1
     let expected = Expected {
         videos: BTreeMap::from([
             ("v1".into(), Tally { views: 2, revenue_views: 1, watch_seconds: 15 }),
-            ("v2".into(), Tally { views: 2, revenue_views: 2, watch_seconds: 16 }),
+            ("v2".into(), Tally { views: 3, revenue_views: 2, watch_seconds: 16 }),
         ]),
-        partitions: BTreeMap::from([(0, Extent { records: 3, end: 5 }), (1, Extent { records: 3, end: 3 })]),
-        counted: 4,
+        partitions: BTreeMap::from([(0, Extent { records: 3, end: 5 }), (1, Extent { records: 4, end: 4 })]),
+        counted: 5,
         duplicates: 1,
         quarantined: 1,
         aborted: 1,
