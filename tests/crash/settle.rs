@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::answers::Halves;
+use crate::answers::{Halves, torn_videos};
 use crate::server::{Death, Life};
 use crate::truth::Expected;
 use crate::verdict::{Answers, Verdict, Violation, judge};
@@ -34,7 +34,15 @@ pub(crate) async fn settle(life: &mut Life, expected: &Expected) -> Result<(), V
         tokio::time::sleep(POLL).await;
     }
     let halves = Halves::read(&reader).await.map_err(|error| vec![query_failed(life, &error)])?;
-    halves.add_up().map_err(|violation| vec![violation])
+    halves.add_up().map_err(|violation| vec![violation])?;
+    match torn_videos(&reader).await.map_err(|error| vec![query_failed(life, &error)])? {
+        0 => Ok(()),
+        seen => Err(vec![Violation::Count {
+            what: "videos that are not the sum of their halves".into(),
+            expected: 0,
+            seen,
+        }]),
+    }
 }
 
 pub(crate) fn query_failed(life: &Life, error: &tokio_postgres::Error) -> Violation {
