@@ -1,1 +1,42 @@
-//! (in work)
+//! What exists: streams and views, as declared by the files in `sql/`.
+//!
+//! Nothing here touches data. A [`Catalog`] is loaded once, checked as a whole, and handed around read-only.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use self::stream::Stream;
+use self::view::View;
+
+pub mod ddl;
+pub mod loader;
+pub mod stream;
+pub mod view;
+
+/// Everything declared, by name.
+#[derive(Debug, Clone, Default)]
+pub struct Catalog {
+    pub streams: BTreeMap<String, Arc<Stream>>,
+    pub views: BTreeMap<String, Arc<View>>,
+}
+
+/// Where in which file something is wrong, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    pub file: String,
+    /// 1-based; 0 when the fault concerns the whole file.
+    pub line: u64,
+    pub column: u64,
+    pub reason: String,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.line {
+            0 => write!(f, "{}: {}", self.file, self.reason),
+            line => write!(f, "{}:{}:{}: {}", self.file, line, self.column, self.reason),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}

@@ -86,7 +86,6 @@ pub struct Ingest {
     #[serde(deserialize_with = "duration")]
     pub micro_batch_interval: Duration,
     pub micro_batch_rows_max: usize,
-    pub decode_threads: usize,
     pub queue_batches_max: usize,
     #[serde(deserialize_with = "size")]
     pub record_bytes_max: usize,
@@ -162,7 +161,6 @@ impl Config {
     fn validate(&self) -> Result<(), ConfigError> {
         let positive = [
             ("ingest.micro_batch_rows_max", self.ingest.micro_batch_rows_max),
-            ("ingest.decode_threads", self.ingest.decode_threads),
             ("ingest.queue_batches_max", self.ingest.queue_batches_max),
             ("refresh.threads", self.refresh.threads),
             ("query.threads", self.query.threads),

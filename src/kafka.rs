@@ -1,1 +1,92 @@
-//! (in work)
+//! Records in: one poll loop reads every partition from a given frontier, a decode stage turns JSON into Arrow,
+//! and a [`Sink`] takes the micro-batches. Only `kafka/` (and the demo's broker and load) names a Kafka client.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use datafusion::arrow::record_batch::RecordBatch;
+use datafusion::physical_expr::PhysicalExpr;
+
+use crate::catalog::stream::Stream;
+use crate::position::{Offset, PartitionId, StreamFrontier, TopicIdentity};
+use crate::runtime::Micros;
+
+pub mod columns;
+pub mod consumer;
+pub mod decode;
+pub mod status;
+pub mod topics;
+
+/// A rule of the stream's DDL, ready to run on decoded records.
+#[derive(Debug, Clone)]
+pub struct CompiledCheck {
+    pub name: String,
+    pub sql: String,
+    pub expr: Arc<dyn PhysicalExpr>,
+}
+
+/// One stream to read, and where to go on.
+#[derive(Debug, Clone)]
+pub struct Source {
+    pub stream: Arc<Stream>,
+    pub checks: Vec<CompiledCheck>,
+    pub frontier: StreamFrontier,
+}
+
+/// Records of one stream between two positions of its partitions, as they came, in offset order per partition.
+#[derive(Debug, Default)]
+pub struct RawBatch {
+    /// Which of the sources.
+    pub source: usize,
+    /// The topic the records were read from.
+    pub topic: Option<TopicIdentity>,
+    /// All payloads one after the other.
+    pub bytes: Vec<u8>,
+    pub records: Vec<RawRecord>,
+    /// Per partition that moved, the next offset to read. It can move without a record: control records and
+    /// aborted transactions take offsets too.
+    pub positions: BTreeMap<PartitionId, Offset>,
+}
+
+/// One record of a [`RawBatch`].
+#[derive(Debug, Clone)]
+pub struct RawRecord {
+    pub partition: PartitionId,
+    pub offset: Offset,
+    /// The record's own time stamp, set by producer or broker.
+    pub produced_at: Option<Micros>,
+    /// Range of the payload in `bytes`; None is a record without a value.
+    pub payload: Option<std::ops::Range<usize>>,
+}
+
+impl RawBatch {
+    pub fn payload(&self, record: &RawRecord) -> Option<&[u8]> {
+        record.payload.clone().and_then(|range| self.bytes.get(range))
+    }
+}
+
+/// A [`RawBatch`] after decoding: every record is either in `records` or, with a reason, in `rejects`.
+#[derive(Debug)]
+pub struct Decoded {
+    pub source: usize,
+    pub topic: Option<TopicIdentity>,
+    /// With [`Stream::record_schema`], in the order of arrival.
+    pub records: RecordBatch,
+    /// With [`crate::catalog::stream::quarantine_schema`], in the order of arrival.
+    pub rejects: RecordBatch,
+    pub positions: BTreeMap<PartitionId, Offset>,
+    /// Bytes of all payloads.
+    pub payload_bytes: usize,
+}
+
+/// Takes micro-batches in order. Blocking inside is how a full pipeline slows the poll loop down.
+pub trait Sink: Send {
+    fn accept(&mut self, batch: Decoded) -> Result<(), SinkError>;
+    /// Called when nothing arrived for a while, so that time-based work is done.
+    fn idle(&mut self) -> Result<(), SinkError>;
+}
+
+/// The sink cannot go on; the pipeline stops and the process says why.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct SinkError(pub String);

@@ -1,0 +1,344 @@
+//! Reads `CREATE STREAM` and `CREATE MATERIALIZED VIEW`.
+//!
+//! `CREATE STREAM` takes what `CREATE TABLE` takes: columns with types, NOT NULL, CHECK, PRIMARY KEY, and
+//! `WITH (topic = '...', format = 'json', event_time = 'column')`.
+
+use datafusion::sql::sqlparser::ast::{
+    ArrayElemTypeDef, ColumnDef, ColumnOption, CreateTable, CreateTableOptions, DataType as SqlType,
+    ExactNumberInfo, Expr, Ident, ObjectName, Spanned, SqlOption, Statement, StructField, TableConstraint,
+    TimezoneInfo, Value,
+};
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::keywords::Keyword;
+use datafusion::sql::sqlparser::parser::{Parser, ParserError};
+use datafusion::sql::sqlparser::tokenizer::{Location, Token};
+
+use super::Fault;
+use super::stream::{Check, Column, ColumnType, Stream};
+use super::view::{REFRESH_EVERY_DEFAULT, View};
+use crate::config::parse_duration;
+
+/// One statement of a file in `sql/`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Definition {
+    Stream(Stream),
+    View(View),
+}
+
+/// Reads all statements of `text`; `file` is for messages.
+pub fn parse(file: &str, text: &str) -> Result<Vec<Definition>, Fault> {
+    let at = |location: Location, reason: String| fault(file, location, reason);
+    let mut parser = Parser::new(&GenericDialect {})
+        .try_with_sql(text)
+        .map_err(|error| parser_fault(file, Location::new(1, 1), error))?;
+    let mut definitions = Vec::new();
+    loop {
+        while parser.consume_token(&Token::SemiColon) {}
+        let first = parser.peek_token();
+        if first.token == Token::EOF {
+            return Ok(definitions);
+        }
+        let start = first.span.start;
+        let comment = comment_above(text, start.line);
+        let definition = if is_create_stream(&parser) {
+            let (_create, _stream) = (parser.next_token(), parser.next_token());
+            let table = parser
+                .parse_create_table(false, false, None, false)
+                .map_err(|error| parser_fault(file, start, error))?;
+            Definition::Stream(stream(table, comment, file, start)?)
+        } else {
+            match parser.parse_statement().map_err(|error| parser_fault(file, start, error))? {
+                Statement::CreateView(view) if view.materialized => {
+                    let options = options(file, start, &view.options)?;
+                    Definition::View(View {
+                        name: single_name(&view.name).map_err(|reason| at(start, reason))?,
+                        refresh_every: refresh_every(file, options)?,
+                        query: view.query,
+                        comment,
+                        file: file.to_owned(),
+                        line: start.line,
+                    })
+                }
+                _ => {
+                    return Err(at(
+                        start,
+                        "only CREATE STREAM and CREATE MATERIALIZED VIEW are understood here".into(),
+                    ));
+                }
+            }
+        };
+        definitions.push(definition);
+        let next = parser.peek_token();
+        if next.token != Token::EOF && next.token != Token::SemiColon {
+            return Err(at(next.span.start, format!("expected ; after the statement, found {}", next.token)));
+        }
+    }
+}
+
+fn is_create_stream(parser: &Parser<'_>) -> bool {
+    let create = parser.peek_nth_token(0).token;
+    let stream = parser.peek_nth_token(1).token;
+    matches!(create, Token::Word(word) if word.keyword == Keyword::CREATE)
+        && matches!(stream, Token::Word(word) if word.value.eq_ignore_ascii_case("stream"))
+}
+
+fn fault(file: &str, at: Location, reason: String) -> Fault {
+    Fault { file: file.to_owned(), line: at.line, column: at.column, reason }
+}
+
+/// The parser writes the place into its message; take it out again.
+fn parser_fault(file: &str, start: Location, error: ParserError) -> Fault {
+    let message = match error {
+        ParserError::TokenizerError(message) | ParserError::ParserError(message) => message,
+        ParserError::RecursionLimitExceeded => "the statement is nested too deeply".to_owned(),
+    };
+    let place = message.rsplit_once(" at Line: ").and_then(|(reason, place)| {
+        let (line, column) = place.split_once(", Column: ")?;
+        Some((reason.to_owned(), Location::new(line.trim().parse().ok()?, column.trim().parse().ok()?)))
+    });
+    match place {
+        Some((reason, location)) => fault(file, location, reason),
+        None => fault(file, start, message),
+    }
+}
+
+/// The `--` lines directly above a statement say what a row is.
+fn comment_above(text: &str, line: u64) -> Option<String> {
+    let first = usize::try_from(line).ok()?.checked_sub(1)?;
+    let lines: Vec<&str> = text.lines().take(first).collect();
+    let above: Vec<&str> = lines
+        .iter()
+        .rev()
+        .map_while(|line| line.trim_start().strip_prefix("--"))
+        .map(str::trim)
+        .collect();
+    let comment = above.into_iter().rev().collect::<Vec<_>>().join(" ");
+    (!comment.trim().is_empty()).then(|| comment.trim().to_owned())
+}
+
+fn single_name(name: &ObjectName) -> Result<String, String> {
+    match name.0.as_slice() {
+        [part] => part.as_ident().map(normalize).ok_or_else(|| format!("{name} is not a plain name")),
+        _ => Err(format!("{name} must be a name without a schema; its schema is implied")),
+    }
+}
+
+/// Unquoted names are lower case, as in Postgres.
+fn normalize(ident: &Ident) -> String {
+    match ident.quote_style {
+        Some(_) => ident.value.clone(),
+        None => ident.value.to_lowercase(),
+    }
+}
+
+type Options = Vec<(Ident, String)>;
+
+fn options(file: &str, start: Location, options: &CreateTableOptions) -> Result<Options, Fault> {
+    let given = match options {
+        CreateTableOptions::None => return Ok(Vec::new()),
+        CreateTableOptions::With(given) => given,
+        other => return Err(fault(file, start, format!("write options as WITH (name = 'value'), not {other}"))),
+    };
+    given
+        .iter()
+        .map(|option| match option {
+            SqlOption::KeyValue { key, value: Expr::Value(value) } => match &value.value {
+                Value::SingleQuotedString(text) => Ok((key.clone(), text.clone())),
+                other => Err(fault(file, key.span.start, format!("{key} takes a quoted text, not {other}"))),
+            },
+            other => Err(fault(file, start, format!("write {other} as name = 'value'"))),
+        })
+        .collect()
+}
+
+fn refresh_every(file: &str, options: Options) -> Result<std::time::Duration, Fault> {
+    let mut every = REFRESH_EVERY_DEFAULT;
+    for (key, text) in options {
+        let at = key.span.start;
+        if normalize(&key) != "refresh_every" {
+            return Err(fault(file, at, format!("unknown option {key}; a view takes refresh_every")));
+        }
+        every = parse_duration(&text).ok_or_else(|| {
+            fault(file, at, format!("{text:?} is not a duration; write it like '30s' or '1 hour'"))
+        })?;
+    }
+    Ok(every)
+}
+
+fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Location) -> Result<Stream, Fault> {
+    let name = single_name(&table.name).map_err(|reason| fault(file, start, reason))?;
+    let mut rules = Rules { file, stream: &name, key: None, checks: Vec::new() };
+    let mut columns: Vec<Column> = Vec::with_capacity(table.columns.len());
+    for definition in &table.columns {
+        let column = column(file, definition)?;
+        if columns.iter().any(|c| c.name == column.name) {
+            return Err(fault(file, definition.name.span.start, format!("column {} is declared twice", column.name)));
+        }
+        columns.push(column);
+        for option in &definition.options {
+            rules.column_option(definition, option.name.as_ref(), &option.option)?;
+        }
+    }
+    for constraint in &table.constraints {
+        rules.table_constraint(constraint, start)?;
+    }
+    let Rules { key, checks, .. } = rules;
+    let index = |name: &str| columns.iter().position(|c| c.name == name);
+    let key = key
+        .map(|ident| {
+            index(&normalize(&ident)).ok_or_else(|| fault(file, ident.span.start, format!("no column {ident}")))
+        })
+        .transpose()?;
+    let (mut topic, mut event_time) = (None, None);
+    for (option, text) in options(file, start, &table.table_options)? {
+        let at = option.span.start;
+        match normalize(&option).as_str() {
+            "topic" => topic = Some(text),
+            "format" if text == "json" => {}
+            "format" => return Err(fault(file, at, format!("format {text:?} is not understood; use 'json'"))),
+            "event_time" => {
+                let column = index(&text).ok_or_else(|| fault(file, at, format!("no column {text}")))?;
+                event_time = Some(column);
+            }
+            _ => {
+                let reason = format!("unknown option {option}; a stream takes topic, format and event_time");
+                return Err(fault(file, at, reason));
+            }
+        }
+    }
+    if let Some(column) = event_time.and_then(|i| columns.get(i))
+        && column.kind != ColumnType::Timestamp
+    {
+        return Err(fault(file, start, format!("event_time column {} must be TIMESTAMPTZ", column.name)));
+    }
+    if let Some(column) = key.and_then(|i| columns.get_mut(i)) {
+        column.required = true;
+        if !matches!(column.kind, ColumnType::Text | ColumnType::Uuid | ColumnType::Int32 | ColumnType::Int64) {
+            return Err(fault(file, start, format!("PRIMARY KEY column {} must be a UUID, text or integer", column.name)));
+        }
+    }
+    Ok(Stream {
+        topic: topic.ok_or_else(|| fault(file, start, format!("stream {name} needs WITH (topic = '...')")))?,
+        declared_at: format!("{file}:{}", start.line),
+        name,
+        columns,
+        key,
+        event_time,
+        checks,
+        comment,
+    })
+}
+
+/// Collects the constraints of a stream.
+struct Rules<'a> {
+    file: &'a str,
+    stream: &'a str,
+    key: Option<Ident>,
+    checks: Vec<Check>,
+}
+
+impl Rules<'_> {
+    fn column_option(&mut self, column: &ColumnDef, name: Option<&Ident>, option: &ColumnOption) -> Result<(), Fault> {
+        match option {
+            ColumnOption::Null | ColumnOption::NotNull => Ok(()),
+            ColumnOption::PrimaryKey(_) => self.primary_key(&column.name),
+            ColumnOption::Check(check) => {
+                self.check(name.or(check.name.as_ref()), Some(&column.name), &check.expr);
+                Ok(())
+            }
+            other => {
+                let reason = format!("column {}: {other} is not understood in a stream", column.name);
+                Err(fault(self.file, column.name.span.start, reason))
+            }
+        }
+    }
+
+    fn table_constraint(&mut self, constraint: &TableConstraint, start: Location) -> Result<(), Fault> {
+        match constraint {
+            TableConstraint::Check(check) => {
+                self.check(check.name.as_ref(), None, &check.expr);
+                Ok(())
+            }
+            TableConstraint::PrimaryKey(key) => match key.columns.as_slice() {
+                [column] => match &column.column.expr {
+                    Expr::Identifier(ident) => self.primary_key(ident),
+                    other => Err(fault(self.file, start, format!("PRIMARY KEY takes a column, not {other}"))),
+                },
+                _ => Err(fault(self.file, start, "PRIMARY KEY takes one column".into())),
+            },
+            other => Err(fault(self.file, start, format!("{other} is not understood in a stream"))),
+        }
+    }
+
+    fn primary_key(&mut self, column: &Ident) -> Result<(), Fault> {
+        match self.key.replace(column.clone()) {
+            None => Ok(()),
+            Some(_) => Err(fault(self.file, column.span.start, "a stream has one PRIMARY KEY".into())),
+        }
+    }
+
+    fn check(&mut self, name: Option<&Ident>, column: Option<&Ident>, expr: &Expr) {
+        let name = match (name, column) {
+            (Some(name), _) => normalize(name),
+            (None, Some(column)) => format!("{}_{}_check", self.stream, normalize(column)),
+            (None, None) => format!("{}_check{}", self.stream, self.checks.len() + 1),
+        };
+        let at = expr.span().start;
+        self.checks.push(Check { name, sql: expr.to_string(), line: at.line, column: at.column });
+    }
+}
+
+fn column(file: &str, definition: &ColumnDef) -> Result<Column, Fault> {
+    let required = definition
+        .options
+        .iter()
+        .any(|o| matches!(o.option, ColumnOption::NotNull | ColumnOption::PrimaryKey(_)));
+    let name = normalize(&definition.name);
+    let at = definition.name.span.start;
+    if name.starts_with('_') {
+        return Err(fault(file, at, format!("column {name}: names that begin with _ belong to the engine")));
+    }
+    let kind = column_type(&definition.data_type).map_err(|reason| fault(file, at, format!("column {name}: {reason}")))?;
+    Ok(Column { name, kind, required })
+}
+
+fn column_type(sql: &SqlType) -> Result<ColumnType, String> {
+    Ok(match sql {
+        SqlType::Text | SqlType::Varchar(_) | SqlType::String(_) | SqlType::CharacterVarying(_) => ColumnType::Text,
+        SqlType::Uuid => ColumnType::Uuid,
+        SqlType::Boolean | SqlType::Bool => ColumnType::Boolean,
+        SqlType::Int(_) | SqlType::Integer(_) | SqlType::Int4(_) | SqlType::SmallInt(_) => ColumnType::Int32,
+        SqlType::BigInt(_) | SqlType::Int8(_) => ColumnType::Int64,
+        SqlType::DoublePrecision | SqlType::Double(_) | SqlType::Float8 => ColumnType::Float64,
+        SqlType::Decimal(ExactNumberInfo::PrecisionAndScale(p, s))
+        | SqlType::Numeric(ExactNumberInfo::PrecisionAndScale(p, s)) => match (u8::try_from(*p), i8::try_from(*s)) {
+            (Ok(precision @ 1..=38), Ok(scale)) if scale >= 0 && i16::from(scale) <= i16::from(precision) => {
+                ColumnType::Decimal { precision, scale }
+            }
+            _ => return Err(format!("{sql}: precision is 1 to 38 and scale at most the precision")),
+        },
+        SqlType::Timestamp(_, TimezoneInfo::Tz | TimezoneInfo::WithTimeZone) => ColumnType::Timestamp,
+        SqlType::Timestamp(..) => return Err("write TIMESTAMPTZ: an event time without a zone is ambiguous".into()),
+        SqlType::Date => ColumnType::Date,
+        SqlType::Array(
+            ArrayElemTypeDef::AngleBracket(item)
+            | ArrayElemTypeDef::SquareBracket(item, _)
+            | ArrayElemTypeDef::Parenthesis(item),
+        ) => ColumnType::List(Box::new(column_type(item)?)),
+        SqlType::Struct(fields, _) => ColumnType::Struct(fields.iter().map(struct_column).collect::<Result<_, _>>()?),
+        other => {
+            return Err(format!(
+                "type {other} is not understood; use TEXT, UUID, BOOLEAN, INTEGER, BIGINT, DOUBLE PRECISION, \
+                 DECIMAL(p, s), TIMESTAMPTZ, DATE, STRUCT<...> or an array of them"
+            ));
+        }
+    })
+}
+
+fn struct_column(field: &StructField) -> Result<Column, String> {
+    let name = field.field_name.as_ref().ok_or("every field of a STRUCT needs a name")?;
+    Ok(Column { name: normalize(name), kind: column_type(&field.field_type)?, required: false })
+}
+
+#[cfg(test)]
+mod tests;

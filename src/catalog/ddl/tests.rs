@@ -1,0 +1,62 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+
+fn stream_of(sql: &str) -> Stream {
+    match parse("s.sql", sql).unwrap().remove(0) {
+        Definition::Stream(stream) => stream,
+        other => panic!("not a stream: {other:?}"),
+    }
+}
+
+#[test]
+fn a_stream_with_everything() {
+    let stream = stream_of(
+        "-- One row per click.\n-- Second line.\nCREATE STREAM clicks (\n  id UUID PRIMARY KEY,\n  page TEXT NOT NULL,\n  \
+         at TIMESTAMPTZ NOT NULL,\n  ms INTEGER CHECK (ms BETWEEN 0 AND 10),\n  price DECIMAL(18, 9),\n  \
+         tags TEXT[],\n  items ARRAY<STRUCT<sku TEXT, n BIGINT>>,\n  CONSTRAINT sane CHECK (at <= _produced_at)\n) \
+         WITH (topic = 'clicks-v1', format = 'json', event_time = 'at');",
+    );
+    assert_eq!((stream.name.as_str(), stream.topic.as_str()), ("clicks", "clicks-v1"));
+    assert_eq!((stream.key, stream.event_time), (Some(0), Some(2)));
+    assert_eq!(stream.comment.as_deref(), Some("One row per click. Second line."));
+    let checks: Vec<_> = stream.checks.iter().map(|c| (c.name.as_str(), c.sql.as_str())).collect();
+    assert_eq!(checks, [("clicks_ms_check", "ms BETWEEN 0 AND 10"), ("sane", "at <= _produced_at")]);
+    assert_eq!(
+        stream.columns[6].kind,
+        ColumnType::List(Box::new(ColumnType::Struct(vec![
+            Column { name: "sku".into(), kind: ColumnType::Text, required: false },
+            Column { name: "n".into(), kind: ColumnType::Int64, required: false },
+        ])))
+    );
+    let required: Vec<_> = stream.columns.iter().filter(|c| c.required).map(|c| c.name.as_str()).collect();
+    assert_eq!(required, ["id", "page", "at"]);
+}
+
+#[test]
+fn a_view() {
+    let sql = "CREATE MATERIALIZED VIEW v WITH (refresh_every = '1 hour') AS SELECT page, count(*) FROM raw.clicks GROUP BY page";
+    let Definition::View(view) = parse("v.sql", sql).unwrap().remove(0) else { panic!("not a view") };
+    assert_eq!((view.name.as_str(), view.refresh_every.as_secs()), ("v", 3600));
+}
+
+#[test]
+fn mistakes_are_placed() {
+    let cases = [
+        ("CREATE STREAM s (\n  a TEXT,\n  b MONEY\n) WITH (topic = 't')", "f.sql:3:3: column b: type MONEY is not understood; use TEXT, UUID"),
+        ("CREATE STREAM s (a TEXT)", "f.sql:1:1: stream s needs WITH (topic = '...')"),
+        ("CREATE STREAM s (a TEXT, a TEXT) WITH (topic='t')", "f.sql:1:26: column a is declared twice"),
+        ("CREATE STREAM s (_a TEXT) WITH (topic='t')", "f.sql:1:18: column _a: names that begin with _ belong to the engine"),
+        ("CREATE STREAM s (a TIMESTAMP) WITH (topic='t')", "f.sql:1:18: column a: write TIMESTAMPTZ"),
+        ("CREATE STREAM s (a TEXT) WITH (topic='t', event_time='b')", "f.sql:1:43: no column b"),
+        ("CREATE STREAM s (a TEXT) WITH (topic='t', event_time='a')", "f.sql:1:1: event_time column a must be TIMESTAMPTZ"),
+        ("CREATE STREAM s (a TEXT) WITH (topic='t', format='avro')", "f.sql:1:43: format \"avro\" is not understood; use 'json'"),
+        ("\n\nCREATE MATERIALIZED VIEW v AS SELEC 1", "f.sql:3:32: Expected: SELECT, VALUES, or a subquery in the query body, found: SELEC"),
+        ("CREATE MATERIALIZED VIEW v WITH (refresh_every='often') AS SELECT 1", "f.sql:1:34: \"often\" is not a duration"),
+        ("DROP TABLE x", "f.sql:1:1: only CREATE STREAM and CREATE MATERIALIZED VIEW are understood here"),
+        ("CREATE STREAM s (a 'x", "f.sql:1:20: Unterminated string literal"),
+    ];
+    for (sql, expected) in cases {
+        let fault = parse("f.sql", sql).unwrap_err().to_string();
+        assert!(fault.starts_with(expected), "{sql:?} gave {fault:?}");
+    }
+}

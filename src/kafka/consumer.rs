@@ -1,0 +1,530 @@
+//! The poll loop: reads all partitions of all sources from their frontiers and hands on micro-batches.
+//!
+//! | thread | does | waits for |
+//! |---|---|---|
+//! | `kafka-topics` | looks at topics every `kafka.metadata_interval` | the brokers |
+//! | `kafka-poll` | polls, checks every offset, gathers records | the decode queue |
+//! | `decode` | JSON to Arrow | the sink's queue |
+//! | `ingest` | runs the [`Sink`] | whatever the sink waits for |
+//!
+//! Kafka's group offsets are written for monitoring tools and never read: the frontier comes from the archive.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::KafkaError;
+use rdkafka::message::BorrowedMessage;
+use rdkafka::statistics::Statistics;
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{ClientConfig, Message, TopicPartitionList};
+
+use super::decode::Decoder;
+use super::status::IntakeStatus;
+use super::topics::{Judgement, TopicError, TopicReader, judge};
+use super::{Decoded, RawBatch, RawRecord, Sink, Source};
+use crate::config;
+use crate::position::{Offset, PartitionId, TopicIdentity};
+use crate::runtime::{Clock, Health, Shutdown, spawn_thread};
+
+/// How long an idle loop sleeps before it looks around.
+const POLL: Duration = Duration::from_millis(10);
+/// How often positions are compared when nothing arrives: control records move them without a record.
+const POSITION_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What the pipeline needs beside its settings.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    pub clock: Arc<dyn Clock>,
+    pub health: Health,
+    pub shutdown: Shutdown,
+    pub status: IntakeStatus,
+}
+
+/// The running pipeline.
+#[derive(Debug)]
+pub struct Intake {
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot set up the kafka client: {source}")]
+pub struct ConsumerError {
+    #[source]
+    source: KafkaError,
+}
+
+impl Intake {
+    /// Starts reading `sources`; records come to `sink` until shutdown.
+    pub fn start(
+        kafka: &config::Kafka,
+        ingest: &config::Ingest,
+        sources: Vec<Source>,
+        sink: Box<dyn Sink>,
+        around: Surroundings,
+    ) -> Result<Intake, ConsumerError> {
+        let client = client_config(kafka);
+        let setup = |source| ConsumerError { source };
+        let consumer = client.create_with_context(Context { status: around.status.clone(), sources: names(&sources) });
+        let consumer: BaseConsumer<Context> = consumer.map_err(setup)?;
+        let reader = TopicReader::new(&client).map_err(setup)?;
+
+        let (events, judged) = channel();
+        let (recheck, rechecks) = sync_channel(1);
+        let (raw, decoding) = sync_channel(ingest.queue_batches_max);
+        let (decoded, sinking) = sync_channel(ingest.queue_batches_max);
+        let decoders = sources
+            .iter()
+            .map(|s| Decoder::new(Arc::clone(&s.stream), s.checks.clone(), ingest.record_bytes_max))
+            .collect::<Vec<_>>();
+        let watch = TopicWatch {
+            reader,
+            sources: sources.clone(),
+            interval: kafka.metadata_interval,
+            known: vec![BTreeMap::new(); sources.len()],
+            events,
+        };
+        let poll = PollLoop {
+            consumer,
+            sources,
+            batches: Vec::new(),
+            next: BTreeMap::new(),
+            identities: BTreeMap::new(),
+            out: raw,
+            recheck,
+            batch_rows_max: ingest.micro_batch_rows_max,
+            batch_interval: ingest.micro_batch_interval,
+            position_checked: Instant::now(),
+        };
+        let health = &around.health;
+        let threads = vec![
+            spawn_thread("kafka-topics", health, with(&around, move |a| watch.run(&rechecks, a))),
+            spawn_thread("kafka-poll", health, with(&around, move |a| poll.run(&judged, a))),
+            spawn_thread("decode", health, with(&around, move |a| decode_loop(&decoders, &decoding, &decoded, a))),
+            spawn_thread("ingest", health, with(&around, move |a| sink_loop(sink, &sinking, a))),
+        ];
+        Ok(Intake { threads })
+    }
+
+    /// Waits until every thread has ended; they do after shutdown was triggered.
+    pub fn join(self) {
+        for thread in self.threads {
+            // A panic has poisoned health already.
+            drop(thread.join());
+        }
+    }
+}
+
+fn with<F: FnOnce(&Surroundings) + Send + 'static>(around: &Surroundings, work: F) -> impl FnOnce() + Send + 'static {
+    let around = around.clone();
+    move || work(&around)
+}
+
+fn names(sources: &[Source]) -> BTreeMap<String, String> {
+    sources.iter().map(|s| (s.stream.topic.clone(), s.stream.name.clone())).collect()
+}
+
+fn client_config(kafka: &config::Kafka) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    // Defaults that a user may override.
+    client
+        .set("client.id", "viewledger")
+        .set("fetch.wait.max.ms", "20")
+        .set("fetch.error.backoff.ms", "100")
+        .set("queued.min.messages", "200000")
+        .set("queued.max.messages.kbytes", "131072")
+        .set("reconnect.backoff.max.ms", "2000")
+        .set("socket.keepalive.enable", "true")
+        .set("socket.timeout.ms", "30000");
+    for (key, value) in &kafka.options {
+        client.set(key, value);
+    }
+    // What exactness depends on.
+    client
+        .set("bootstrap.servers", &kafka.brokers)
+        .set("group.id", &kafka.group_id)
+        .set("auto.offset.reset", "error")
+        .set("isolation.level", "read_committed")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("check.crcs", "true")
+        .set("statistics.interval.ms", "1000")
+        .set_log_level(RDKafkaLogLevel::Warning);
+    client
+}
+
+/// Receives librdkafka's statistics and errors.
+struct Context {
+    status: IntakeStatus,
+    /// Topic to stream.
+    sources: BTreeMap<String, String>,
+}
+
+impl ClientContext for Context {
+    fn stats(&self, statistics: Statistics) {
+        for (topic, facts) in &statistics.topics {
+            let Some(stream) = self.sources.get(topic) else { continue };
+            for partition in facts.partitions.values().filter(|p| p.partition >= 0 && p.ls_offset >= 0) {
+                self.status.end(stream, PartitionId(partition.partition), Offset(partition.ls_offset));
+            }
+        }
+        let mut brokers = statistics.brokers.values().filter(|b| b.nodeid >= 0).peekable();
+        if brokers.peek().is_some() {
+            let any_up = brokers.any(|b| b.state == "UP");
+            self.status.unreachable((!any_up).then(|| "no broker is connected".to_owned()));
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::AllBrokersDown) => self.status.unreachable(Some(reason.to_owned())),
+            _ => tracing::warn!(%error, reason, "kafka client"),
+        }
+    }
+}
+
+impl ConsumerContext for Context {}
+
+/// What the topic watch tells the poll loop.
+enum TopicEvent {
+    Read { source: usize, identity: TopicIdentity, start: BTreeMap<PartitionId, Offset> },
+    Stop { source: usize, partitions: Vec<PartitionId> },
+}
+
+struct TopicWatch {
+    reader: TopicReader,
+    sources: Vec<Source>,
+    interval: Duration,
+    /// Per source the partitions handed to the poll loop, with their first position.
+    known: Vec<BTreeMap<PartitionId, Offset>>,
+    events: Sender<TopicEvent>,
+}
+
+impl TopicWatch {
+    fn run(mut self, rechecks: &Receiver<()>, around: &Surroundings) {
+        while !around.shutdown.is_triggered() {
+            let complete = (0..self.sources.len()).map(|i| self.look(i, &around.status)).fold(true, |a, b| a & b);
+            // Until all topics are found, look often: a newcomer creates them while we wait.
+            let wait = if complete { self.interval } else { Duration::from_millis(500) };
+            let until = Instant::now() + wait;
+            while Instant::now() < until && !around.shutdown.is_triggered() {
+                match rechecks.recv_timeout(Duration::from_millis(100)) {
+                    Ok(()) => break,
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+        }
+    }
+
+    /// Looks at one topic; false when it could not be read.
+    fn look(&mut self, source: usize, status: &IntakeStatus) -> bool {
+        let (Some(known), Some(entry)) = (self.known.get_mut(source), self.sources.get_mut(source)) else {
+            return true;
+        };
+        let stream = entry.stream.name.as_str();
+        // Taken before the brokers are asked: what was reached by then must lie within what they answer.
+        let mut reached = entry.frontier.clone();
+        for (partition, seen) in status.partitions().get(stream).into_iter().flatten() {
+            if known.contains_key(partition) {
+                reached.next.insert(*partition, seen.position);
+            }
+        }
+        let facts = match self.reader.facts(&entry.stream.topic) {
+            Ok(facts) => facts,
+            Err(TopicError::Missing(reason)) => {
+                status.stream(stream, Some(reason));
+                return false;
+            }
+            Err(error) => {
+                status.unreachable(Some(error.to_string()));
+                return false;
+            }
+        };
+        match judge(&reached, &facts) {
+            Judgement::Refuse(reason) => {
+                status.stream(stream, Some(reason));
+                let partitions = std::mem::take(known).into_keys().collect();
+                // A send fails only when the poll loop has ended with the process.
+                let _ = self.events.send(TopicEvent::Stop { source, partitions });
+            }
+            Judgement::Read { start, halt } => {
+                status.stream(stream, None);
+                entry.frontier.topic.get_or_insert_with(|| facts.identity.clone());
+                for (partition, reason) in halt {
+                    status.halt(stream, partition, reached.position(partition), reason);
+                    if known.remove(&partition).is_some() {
+                        let _ = self.events.send(TopicEvent::Stop { source, partitions: vec![partition] });
+                    }
+                }
+                let fresh: BTreeMap<_, _> = start.into_iter().filter(|(p, _)| !known.contains_key(p)).collect();
+                for (partition, position) in &fresh {
+                    let end = facts.partitions.get(partition).map_or(*position, |(_, end)| *end);
+                    status.reading(stream, *partition, *position, end);
+                    known.insert(*partition, *position);
+                }
+                if !fresh.is_empty() {
+                    let _ = self.events.send(TopicEvent::Read { source, identity: facts.identity, start: fresh });
+                }
+            }
+        }
+        true
+    }
+}
+
+struct PollLoop {
+    consumer: BaseConsumer<Context>,
+    sources: Vec<Source>,
+    /// The micro-batch being gathered per source, with the time of its first record.
+    batches: Vec<(RawBatch, Instant)>,
+    /// The next offset expected per source and partition.
+    next: BTreeMap<(usize, PartitionId), Offset>,
+    identities: BTreeMap<usize, TopicIdentity>,
+    out: SyncSender<RawBatch>,
+    recheck: SyncSender<()>,
+    batch_rows_max: usize,
+    batch_interval: Duration,
+    position_checked: Instant,
+}
+
+/// The next stage has ended; so must this one.
+struct Closed;
+
+impl PollLoop {
+    fn run(mut self, judged: &Receiver<TopicEvent>, around: &Surroundings) {
+        self.batches = (0..self.sources.len()).map(|_| (RawBatch::default(), Instant::now())).collect();
+        while !around.shutdown.is_triggered() {
+            while let Ok(event) = judged.try_recv() {
+                self.apply(event, &around.status);
+            }
+            if self.step(&around.status).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn step(&mut self, status: &IntakeStatus) -> Result<(), Closed> {
+        match self.consumer.poll(POLL) {
+            None => {
+                self.compare_positions();
+                self.flush_due(status)
+            }
+            Some(Err(error)) => {
+                self.failed(&error, status);
+                self.flush_due(status)
+            }
+            Some(Ok(message)) => {
+                let Some(source) = self.sources.iter().position(|s| s.stream.topic == message.topic()) else {
+                    return Ok(());
+                };
+                let record = Incoming::new(&message);
+                let expected = self.next.get(&(source, record.partition)).copied();
+                // A partition that was stopped may still have records in the client's queue, and a seek may be
+                // answered with records before it: neither belongs to us.
+                if expected.is_none_or(|expected| record.offset < expected) {
+                    return Ok(());
+                }
+                self.next.insert((source, record.partition), record.offset.next());
+                let Some((batch, since)) = self.batches.get_mut(source) else { return Ok(()) };
+                if batch.positions.is_empty() {
+                    *since = Instant::now();
+                }
+                record.add_to(batch);
+                let full = batch.records.len() >= self.batch_rows_max;
+                let look = batch.records.len() % 256 == 0 && since.elapsed() >= self.batch_interval;
+                if full || look { self.flush(source, status) } else { Ok(()) }
+            }
+        }
+    }
+
+    fn apply(&mut self, event: TopicEvent, status: &IntakeStatus) {
+        let (source, list, adds) = match &event {
+            TopicEvent::Read { source, identity, start } => {
+                self.identities.insert(*source, identity.clone());
+                (*source, start.iter().map(|(p, o)| (*p, Some(*o))).collect::<Vec<_>>(), true)
+            }
+            TopicEvent::Stop { source, partitions } => {
+                (*source, partitions.iter().map(|p| (*p, None)).collect::<Vec<_>>(), false)
+            }
+        };
+        let Some(stream) = self.sources.get(source).map(|s| Arc::clone(&s.stream)) else { return };
+        let mut assignment = TopicPartitionList::new();
+        for (partition, start) in &list {
+            let offset = start.map_or(rdkafka::Offset::Invalid, |o| rdkafka::Offset::Offset(o.0));
+            // Fails only for offsets below zero, which a frontier never holds.
+            let _ = assignment.add_partition_offset(&stream.topic, partition.0, offset);
+            match start {
+                Some(start) => self.next.insert((source, *partition), *start),
+                None => self.next.remove(&(source, *partition)),
+            };
+        }
+        let result = match adds {
+            true => self.consumer.incremental_assign(&assignment),
+            false => self.consumer.incremental_unassign(&assignment),
+        };
+        match result {
+            Ok(()) => {
+                tracing::info!(stream = stream.name, partitions = list.len(), adds, "partitions assigned or stopped");
+            }
+            Err(error) => {
+                for (partition, start) in list {
+                    let reason = format!("cannot be assigned: {error}");
+                    status.halt(&stream.name, partition, start.unwrap_or_default(), reason);
+                }
+            }
+        }
+    }
+
+    fn failed(&mut self, error: &KafkaError, status: &IntakeStatus) {
+        match error.rdkafka_error_code() {
+            // The watch finds out which partition it is, and stops it by name.
+            Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+                tracing::error!(%error, "an offset is out of range; looking at all partitions");
+                let _ = self.recheck.try_send(());
+            }
+            Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure) => {
+                status.unreachable(Some(error.to_string()));
+            }
+            _ => tracing::warn!(%error, "kafka poll"),
+        }
+    }
+
+    /// Moves past offsets that hold no record: control records and aborted transactions.
+    fn compare_positions(&mut self) {
+        if self.position_checked.elapsed() < POSITION_INTERVAL {
+            return;
+        }
+        self.position_checked = Instant::now();
+        let Ok(positions) = self.consumer.position() else { return };
+        for element in positions.elements() {
+            let rdkafka::Offset::Offset(position) = element.offset() else { continue };
+            let (position, partition) = (Offset(position), PartitionId(element.partition()));
+            let Some(source) = self.sources.iter().position(|s| s.stream.topic == element.topic()) else { continue };
+            let Some(expected) = self.next.get_mut(&(source, partition)) else { continue };
+            if position > *expected {
+                *expected = position;
+                if let Some((batch, since)) = self.batches.get_mut(source) {
+                    if batch.positions.is_empty() {
+                        *since = Instant::now();
+                    }
+                    batch.positions.insert(partition, position);
+                }
+            }
+        }
+        self.commit_for_monitoring();
+    }
+
+    /// Tells Kafka how far we are, so that its own tools show a lag. Nobody reads it back.
+    fn commit_for_monitoring(&self) {
+        let mut list = TopicPartitionList::new();
+        for ((source, partition), next) in &self.next {
+            if let Some(entry) = self.sources.get(*source) {
+                let _ = list.add_partition_offset(&entry.stream.topic, partition.0, rdkafka::Offset::Offset(next.0));
+            }
+        }
+        if list.count() > 0 {
+            let _ = self.consumer.commit(&list, rdkafka::consumer::CommitMode::Async);
+        }
+    }
+
+    fn flush_due(&mut self, status: &IntakeStatus) -> Result<(), Closed> {
+        let due: Vec<usize> = self
+            .batches
+            .iter()
+            .enumerate()
+            .filter(|(_, (batch, since))| !batch.positions.is_empty() && since.elapsed() >= self.batch_interval)
+            .map(|(source, _)| source)
+            .collect();
+        due.into_iter().try_for_each(|source| self.flush(source, status))
+    }
+
+    fn flush(&mut self, source: usize, status: &IntakeStatus) -> Result<(), Closed> {
+        let Some((slot, _)) = self.batches.get_mut(source) else { return Ok(()) };
+        let mut batch = std::mem::take(slot);
+        batch.source = source;
+        batch.topic = self.identities.get(&source).cloned();
+        if let Some(entry) = self.sources.get(source) {
+            for (partition, position) in &batch.positions {
+                status.moved(&entry.stream.name, *partition, *position);
+            }
+        }
+        self.out.send(batch).map_err(|_| Closed)
+    }
+}
+
+/// The parts of a message that are kept.
+struct Incoming<'m> {
+    partition: PartitionId,
+    offset: Offset,
+    produced_at: Option<i64>,
+    payload: Option<&'m [u8]>,
+}
+
+impl<'m> Incoming<'m> {
+    fn new(message: &'m BorrowedMessage<'_>) -> Self {
+        Self {
+            partition: PartitionId(message.partition()),
+            offset: Offset(message.offset()),
+            produced_at: message.timestamp().to_millis().map(|ms| ms.saturating_mul(1000)),
+            payload: message.payload(),
+        }
+    }
+
+    fn add_to(self, batch: &mut RawBatch) {
+        let from = batch.bytes.len();
+        batch.bytes.extend_from_slice(self.payload.unwrap_or_default());
+        batch.records.push(RawRecord {
+            partition: self.partition,
+            offset: self.offset,
+            produced_at: self.produced_at,
+            payload: self.payload.map(|_| from..batch.bytes.len()),
+        });
+        batch.positions.insert(self.partition, self.offset.next());
+    }
+}
+
+fn decode_loop(
+    decoders: &[Decoder],
+    input: &Receiver<RawBatch>,
+    output: &SyncSender<Decoded>,
+    around: &Surroundings,
+) {
+    for batch in input {
+        let Some(decoder) = decoders.get(batch.source) else { continue };
+        match decoder.decode(batch, around.clock.now()) {
+            Ok(decoded) => {
+                if output.send(decoded).is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                around.health.poison("decode", format!("{error}: {}", source_text(&error)));
+                return;
+            }
+        }
+    }
+}
+
+fn source_text(error: &dyn std::error::Error) -> String {
+    error.source().map(ToString::to_string).unwrap_or_default()
+}
+
+fn sink_loop(mut sink: Box<dyn Sink>, input: &Receiver<Decoded>, around: &Surroundings) {
+    loop {
+        let result = match input.recv_timeout(Duration::from_millis(20)) {
+            Ok(batch) => sink.accept(batch),
+            Err(RecvTimeoutError::Timeout) => sink.idle(),
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        if let Err(error) = result {
+            if !around.shutdown.is_triggered() {
+                around.health.poison("ingest", error);
+            }
+            return;
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Raw records into columns: a record that breaks a rule is set aside with the reason, and nothing else is.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use datafusion::arrow::array::{
+    Array, ArrayRef, BinaryBuilder, BooleanArray, Int32Builder, Int64Builder, RecordBatch, StringBuilder,
+    TimestampMicrosecondBuilder,
+};
+use datafusion::arrow::compute::filter_record_batch;
+use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::error::DataFusionError;
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::columns::{ColumnBuilder, Slot, field_value};
+use super::{CompiledCheck, Decoded, RawBatch, RawRecord};
+use crate::catalog::stream::{ColumnType, Stream, quarantine_schema};
+use crate::runtime::Micros;
+
+/// Decodes the records of one stream.
+#[derive(Debug)]
+pub struct Decoder {
+    stream: Arc<Stream>,
+    checks: Vec<CompiledCheck>,
+    record_bytes_max: usize,
+    schema: SchemaRef,
+    quarantine: SchemaRef,
+}
+
+/// A check that cannot be evaluated is a fault of the DDL, not of a record.
+#[derive(Debug, thiserror::Error)]
+#[error("stream {stream}: cannot evaluate check {check}")]
+pub struct DecodeError {
+    stream: String,
+    check: String,
+    #[source]
+    source: DataFusionError,
+}
+
+impl Decoder {
+    pub fn new(stream: Arc<Stream>, checks: Vec<CompiledCheck>, record_bytes_max: usize) -> Self {
+        let schema = stream.record_schema();
+        Self { stream, checks, record_bytes_max, schema, quarantine: quarantine_schema() }
+    }
+
+    /// Decodes `batch`. Every record of it ends up in `records` or in `rejects`.
+    pub fn decode(&self, batch: RawBatch, now: Micros) -> Result<Decoded, DecodeError> {
+        let mut builders: Vec<ColumnBuilder> =
+            self.stream.columns.iter().map(|c| ColumnBuilder::new(&c.kind, batch.records.len())).collect();
+        let mut extra = StringBuilder::new();
+        let mut accepted: Vec<&RawRecord> = Vec::with_capacity(batch.records.len());
+        let mut rejected: Vec<(&RawRecord, String)> = Vec::new();
+        for record in &batch.records {
+            match self.row(batch.payload(record)) {
+                Ok(row) => {
+                    builders.iter_mut().zip(&row.slots).for_each(|(builder, slot)| builder.append(slot));
+                    extra.append_option(row.extra);
+                    accepted.push(record);
+                }
+                Err(reason) => rejected.push((record, reason)),
+            }
+        }
+        let mut columns: Vec<ArrayRef> = builders.into_iter().map(ColumnBuilder::finish).collect();
+        columns.push(Arc::new(extra.finish()));
+        columns.extend(self.coordinates(&accepted, now));
+        let mut records = RecordBatch::try_new(Arc::clone(&self.schema), columns)
+            .expect("builders were made from the schema and grew together");
+        self.apply_checks(&mut records, &accepted, &mut rejected)?;
+        // Rejects by checks come after rejects by type; put them back into the order of arrival.
+        rejected.sort_by_key(|(record, _)| (record.partition, record.offset));
+        let rejects = self.rejects(&batch, &rejected, now);
+        Ok(Decoded {
+            source: batch.source,
+            records,
+            rejects,
+            payload_bytes: batch.bytes.len(),
+            topic: batch.topic,
+            positions: batch.positions,
+        })
+    }
+
+    fn row<'a>(&'a self, payload: Option<&'a [u8]>) -> Result<Row<'a>, String> {
+        let bytes = payload.ok_or("the record has no value")?;
+        if bytes.len() > self.record_bytes_max {
+            let (have, max) = (bytes.len(), self.record_bytes_max);
+            return Err(format!("the record has {have} bytes, more than ingest.record_bytes_max {max}"));
+        }
+        let text = std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}"))?;
+        let mut json = serde_json::Deserializer::from_str(text);
+        let row = RowSeed(&self.stream)
+            .deserialize(&mut json)
+            .and_then(|row| json.end().map(|()| row))
+            .map_err(|error| error.to_string())?;
+        for (column, slot) in self.stream.columns.iter().zip(&row.slots) {
+            if column.required && slot.is_null() {
+                let state = if *slot == Slot::Null { "null" } else { "missing" };
+                return Err(format!("field {}: required, but {state}", column.name));
+            }
+        }
+        Ok(row)
+    }
+
+    fn apply_checks<'a>(
+        &self,
+        records: &mut RecordBatch,
+        accepted: &[&'a RawRecord],
+        rejected: &mut Vec<(&'a RawRecord, String)>,
+    ) -> Result<(), DecodeError> {
+        let mut keep = vec![true; accepted.len()];
+        for check in &self.checks {
+            let failed = |source| DecodeError {
+                stream: self.stream.name.clone(),
+                check: check.name.clone(),
+                source,
+            };
+            let value = check.expr.evaluate(records).map_err(failed)?;
+            let value = value.into_array(records.num_rows()).map_err(failed)?;
+            let Some(passes) = value.as_any().downcast_ref::<BooleanArray>() else {
+                return Err(failed(DataFusionError::Execution("the check is not boolean".into())));
+            };
+            if passes.true_count() + passes.null_count() == passes.len() {
+                continue;
+            }
+            for (row, (keep, record)) in keep.iter_mut().zip(accepted).enumerate() {
+                if *keep && passes.is_valid(row) && !passes.value(row) {
+                    *keep = false;
+                    rejected.push((record, format!("check {} fails: {}", check.name, check.sql)));
+                }
+            }
+        }
+        if keep.contains(&false) {
+            *records = filter_record_batch(records, &BooleanArray::from(keep))
+                .expect("the mask has one value a row");
+        }
+        Ok(())
+    }
+
+    fn coordinates(&self, records: &[&RawRecord], now: Micros) -> Vec<ArrayRef> {
+        let rows = records.len();
+        let zone = ColumnType::Timestamp.data_type();
+        let mut topic = StringBuilder::with_capacity(rows, rows * self.stream.topic.len());
+        let mut partition = Int32Builder::with_capacity(rows);
+        let mut offset = Int64Builder::with_capacity(rows);
+        let mut produced_at = TimestampMicrosecondBuilder::with_capacity(rows).with_data_type(zone.clone());
+        let mut ingested_at = TimestampMicrosecondBuilder::with_capacity(rows).with_data_type(zone);
+        for record in records {
+            topic.append_value(&self.stream.topic);
+            partition.append_value(record.partition.0);
+            offset.append_value(record.offset.0);
+            produced_at.append_option(record.produced_at);
+            ingested_at.append_value(now);
+        }
+        vec![
+            Arc::new(topic.finish()),
+            Arc::new(partition.finish()),
+            Arc::new(offset.finish()),
+            Arc::new(produced_at.finish()),
+            Arc::new(ingested_at.finish()),
+        ]
+    }
+
+    fn rejects(&self, batch: &RawBatch, rejected: &[(&RawRecord, String)], now: Micros) -> RecordBatch {
+        let records: Vec<&RawRecord> = rejected.iter().map(|(record, _)| *record).collect();
+        let mut columns = self.coordinates(&records, now);
+        let mut reasons = StringBuilder::new();
+        let mut raw = BinaryBuilder::new();
+        for (record, reason) in rejected {
+            reasons.append_value(reason);
+            raw.append_option(batch.payload(record));
+        }
+        columns.push(Arc::new(reasons.finish()));
+        columns.push(Arc::new(raw.finish()));
+        RecordBatch::try_new(Arc::clone(&self.quarantine), columns).expect("the columns are those of the schema")
+    }
+}
+
+/// One record before it is appended to the columns.
+struct Row<'a> {
+    slots: Vec<Slot<'a>>,
+    /// Undeclared fields as a JSON object.
+    extra: Option<String>,
+}
+
+struct RowSeed<'s>(&'s Stream);
+
+impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
+    type Value = Row<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for RowSeed<'_> {
+    type Value = Row<'de>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Row<'de>, A::Error> {
+        let columns = &self.0.columns;
+        let mut slots = vec![Slot::Absent; columns.len()];
+        let mut extra: Option<String> = None;
+        // Producers write fields in the same order again and again: look at the next column first.
+        let mut guess = 0;
+        while let Some(key) = map.next_key_seed(KeySeed)? {
+            let found = match columns.get(guess) {
+                Some(column) if column.name == key => Some(guess),
+                _ => columns.iter().position(|column| column.name == key),
+            };
+            let Some((index, (column, slot))) =
+                found.and_then(|i| Some((i, (columns.get(i)?, slots.get_mut(i)?))))
+            else {
+                let value: &RawValue = map.next_value()?;
+                add_extra(&mut extra, &key, value.get());
+                continue;
+            };
+            if *slot != Slot::Absent {
+                return Err(A::Error::custom(format!("field {key}: appears twice")));
+            }
+            *slot = field_value(&mut map, column)?;
+            guess = index + 1;
+        }
+        if let Some(extra) = &mut extra {
+            extra.push('}');
+        }
+        Ok(Row { slots, extra })
+    }
+}
+
+fn add_extra(extra: &mut Option<String>, key: &str, value: &str) {
+    let text = match extra {
+        None => extra.insert("{".to_owned()),
+        Some(text) => {
+            text.push(',');
+            text
+        }
+    };
+    text.push_str(&serde_json::Value::String(key.to_owned()).to_string());
+    text.push(':');
+    text.push_str(value);
+}
+
+/// Reads a key without copying it where it has no escapes.
+struct KeySeed;
+
+impl<'de> DeserializeSeed<'de> for KeySeed {
+    type Value = Cow<'de, str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'de> Visitor<'de> for KeySeed {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a field name")
+    }
+
+    fn visit_borrowed_str<E: Error>(self, value: &'de str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(value))
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(value.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests;
