@@ -109,6 +109,8 @@ pub struct Delta {
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Refresh {
+    #[serde(deserialize_with = "duration")]
+    pub interval_max: Duration,
     pub threads: usize,
     #[serde(deserialize_with = "size")]
     pub memory_bytes_max: usize,

@@ -1,1 +1,6 @@
-//! (in work)
+//! What readers see: one pinned snapshot, and the tables made of it.
+
+pub mod catalog;
+pub mod provider;
+pub mod snapshot;
+pub mod system;

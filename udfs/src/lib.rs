@@ -1,1 +1,18 @@
 //! Functions of the business, one a file.
+//!
+//! What is listed here can be called by name from every session: views, quality checks, billing and ad-hoc queries.
+
+use std::sync::Arc;
+
+use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
+
+/// Functions of one row.
+pub fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
+    Vec::new()
+}
+
+/// Functions of many rows. What they keep between their two phases (`state`, `merge_batch`) is what a
+/// materialized view stores, so a change of it needs a new name or a rebuild.
+pub fn aggregate_functions() -> Vec<Arc<AggregateUDF>> {
+    Vec::new()
+}

@@ -1,0 +1,39 @@
+//! Micro-batches into partial states, by the same plans that batch views are made with.
+
+use std::sync::Arc;
+
+use datafusion::arrow::compute::concat_batches;
+use datafusion::arrow::record_batch::RecordBatch;
+use datafusion::catalog::MemTable;
+use datafusion::error::DataFusionError;
+
+use super::Combine;
+use crate::engine::Engine;
+use crate::engine::state::{LambdaView, ViewError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum FoldError {
+    #[error("view {view}: cannot compute partial states: {source}")]
+    Compute { view: String, source: DataFusionError },
+    #[error(transparent)]
+    Plan(#[from] ViewError),
+}
+
+/// The states of `view` over `records`, one row a group.
+pub async fn states(engine: &Engine, view: &LambdaView, records: &RecordBatch) -> Result<RecordBatch, FoldError> {
+    let failed = |source| FoldError::Compute { view: view.name().to_owned(), source };
+    let table = MemTable::try_new(records.schema(), vec![vec![records.clone()]]).map_err(failed)?;
+    let plan = view.state_plan(Arc::new(table))?;
+    let batches = engine.collect(plan, 1).await.map_err(failed)?;
+    concat_batches(&view.state_schema(), &batches).map_err(|error| failed(error.into()))
+}
+
+/// The states of several runs as one, one row a group.
+pub async fn combined(engine: &Engine, view: &LambdaView, combine: &Combine) -> Result<RecordBatch, FoldError> {
+    let failed = |source| FoldError::Compute { view: view.name().to_owned(), source };
+    let runs = combine.runs.iter().map(|run| run.states.as_ref().clone()).collect();
+    let table = MemTable::try_new(view.state_schema(), vec![runs]).map_err(failed)?;
+    let plan = view.combine_plan(Arc::new(table))?;
+    let batches = engine.collect(plan, 1).await.map_err(failed)?;
+    concat_batches(&view.state_schema(), &batches).map_err(|error| failed(error.into()))
+}

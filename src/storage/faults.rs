@@ -1,0 +1,163 @@
+//! A store that fails on demand, for tests of what must survive it.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use futures::stream::{self, BoxStream, StreamExt};
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+use parking_lot::Mutex;
+
+/// What goes wrong at a chosen write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The write does not happen; no space is left.
+    DiskFull,
+    /// The write does not happen; the device is broken.
+    Eio,
+    /// The write happens, but the answer is lost.
+    AfterWrite,
+    /// The process is gone: this and every later write does not happen.
+    Killed,
+}
+
+#[derive(Debug, Default)]
+enum Listing {
+    #[default]
+    True,
+    Frozen(Vec<ObjectMeta>),
+    Broken,
+}
+
+/// Counts writes and fails the one that was chosen.
+#[derive(Debug)]
+pub struct FaultyStore {
+    inner: Arc<dyn ObjectStore>,
+    writes: AtomicUsize,
+    plan: Mutex<Option<(usize, Fault)>>,
+    listing: Mutex<Listing>,
+}
+
+impl FaultyStore {
+    pub fn over(inner: Arc<dyn ObjectStore>) -> Arc<Self> {
+        Arc::new(Self {
+            inner,
+            writes: AtomicUsize::new(0),
+            plan: Mutex::new(None),
+            listing: Mutex::new(Listing::True),
+        })
+    }
+
+    pub fn in_memory() -> Arc<Self> {
+        Self::over(Arc::new(InMemory::new()))
+    }
+
+    /// Lets `after` further writes pass and fails the next one.
+    pub fn fail_write(&self, after: usize, fault: Fault) {
+        *self.plan.lock() = Some((self.writes.load(Ordering::SeqCst) + after, fault));
+    }
+
+    /// The store without faults: what another process sees.
+    pub fn inner(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.inner)
+    }
+
+    /// Writes seen so far.
+    pub fn writes(&self) -> usize {
+        self.writes.load(Ordering::SeqCst)
+    }
+
+    /// From now on listings show what existed now.
+    pub async fn freeze_listing(&self) {
+        let seen = self.inner.list(None).map(|meta| meta.unwrap()).collect().await;
+        *self.listing.lock() = Listing::Frozen(seen);
+    }
+
+    pub fn break_listing(&self) {
+        *self.listing.lock() = Listing::Broken;
+    }
+
+    fn next_fault(&self) -> Option<Fault> {
+        let write = self.writes.fetch_add(1, Ordering::SeqCst);
+        let mut plan = self.plan.lock();
+        match *plan {
+            Some((at, Fault::Killed)) if write >= at => Some(Fault::Killed),
+            Some((at, fault)) if write == at => {
+                *plan = None;
+                Some(fault)
+            }
+            _ => None,
+        }
+    }
+}
+
+fn failure(source: std::io::Error) -> Error {
+    Error::Generic { store: "faulty", source: Box::new(source) }
+}
+
+impl fmt::Display for FaultyStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FaultyStore")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for FaultyStore {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        match self.next_fault() {
+            None => self.inner.put_opts(location, payload, opts).await,
+            Some(Fault::DiskFull) => Err(failure(std::io::ErrorKind::StorageFull.into())),
+            Some(Fault::Eio) => Err(failure(std::io::Error::from_raw_os_error(5))),
+            Some(Fault::Killed) => Err(failure(std::io::Error::other("the process was killed"))),
+            Some(Fault::AfterWrite) => {
+                self.inner.put_opts(location, payload, opts).await?;
+                Err(failure(std::io::ErrorKind::TimedOut.into()))
+            }
+        }
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        opts: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, opts).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.inner.get_opts(location, options).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        match &*self.listing.lock() {
+            Listing::True => self.inner.list(prefix),
+            Listing::Broken => stream::iter([Err(failure(std::io::ErrorKind::TimedOut.into()))]).boxed(),
+            Listing::Frozen(seen) => {
+                let prefix = prefix.cloned().unwrap_or_default();
+                let shown: Vec<_> =
+                    seen.iter().filter(|meta| meta.location.prefix_matches(&prefix)).cloned().map(Ok).collect();
+                stream::iter(shown).boxed()
+            }
+        }
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
