@@ -57,7 +57,6 @@ async fn other_readers_open_the_archive_and_agree() {
         bootstrap: broker.bootstrap(),
         events_per_second: 2_000,
         run: Duration::from_secs(5),
-        abort_share: broker.has_transactions().then_some(0.1),
         seed: rand::random::<u32>().into(),
     };
     let mut load = Load::start(plan, dir.path());

@@ -50,11 +50,6 @@ impl TestBroker {
         }
     }
 
-    /// Whether the broker knows transactions, and so aborted records can be among the input.
-    pub(crate) fn has_transactions(&self) -> bool {
-        matches!(self, TestBroker::Kafka { .. })
-    }
-
     /// Creates each (topic, partitions) anew: a real Kafka may hold one of that name from an earlier test.
     pub(crate) async fn recreate_topics(&self, topics: &[(&str, i32)]) {
         let admin: AdminClient<DefaultClientContext> = ClientConfig::new()

@@ -1,10 +1,13 @@
 //! `viewledger generate` kept running: one short run after another, each with its own seed and truth file.
+//! Every second run produces in transactions, the first does.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// Small transactions, so that each run has some that are aborted.
+const TRANSACTION: [&str; 5] = ["--transactional", "--transaction-size", "250", "--abort-share", "0.2"];
 const PROFILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/sql/load/video_views.toml");
 
 /// How the load is made; everything else about it stands in the profile.
@@ -13,8 +16,6 @@ pub(crate) struct LoadPlan {
     pub(crate) bootstrap: String,
     pub(crate) events_per_second: u32,
     pub(crate) run: Duration,
-    /// Share of transactions to abort; None produces without transactions.
-    pub(crate) abort_share: Option<f64>,
     pub(crate) seed: u64,
 }
 
@@ -82,12 +83,12 @@ fn spawn(plan: &LoadPlan, number: usize, dir: &Path, truth: &Path) -> Child {
     command
         .args(["generate", "--brokers", &plan.bootstrap, "--profile", PROFILE])
         .args(["--rate", &plan.events_per_second.to_string()])
-        .args(["--duration", &plan.run.as_secs().to_string()])
+        .args(["--duration", &format!("{}ms", plan.run.as_millis())])
         .args(["--seed", &(plan.seed + number as u64).to_string()])
         .arg("--truth")
         .arg(truth);
-    if let Some(share) = plan.abort_share {
-        command.args(["--transactional", "--abort-share", &share.to_string()]);
+    if number.is_multiple_of(2) {
+        command.args(TRANSACTION);
     }
     command
         .stdin(Stdio::null())
