@@ -1,5 +1,5 @@
 //! `viewledger generate` kept running: one short run after another, each with its own seed and truth file.
-//! Every second run produces in transactions, the first does.
+//! Every second run, from the first on, produces in transactions.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
