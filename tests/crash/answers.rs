@@ -83,7 +83,7 @@ async fn ledger(reader: &Reader) -> Result<Vec<LedgerRow>, tokio_postgres::Error
             partition: i32::try_from(number(row, "partition")).expect("a partition number is small"),
             passed: number(row, "passed"),
             counted: number(row, "counted"),
-            duplicates: number(row, "duplicates"),
+            duplicates: number(row, "duplicate"),
             quarantined: number(row, "quarantined"),
             gaps: number(row, "gaps"),
         })
