@@ -1,1 +1,280 @@
-//! (in work)
+//! The composition root: opens every part in order, wires them together, and answers for the whole.
+//!
+//! Opening, in order: the process lock, the catalog, the archives (whose commits say where Kafka is read on),
+//! the newest generation, the batch views that it lacks, the delta between it and the archive, the key index.
+//! Only then is intake started, and the listeners last.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+
+use anyhow::{Context, Result};
+
+use crate::archive::{Archive, ArchiveSnapshot};
+use crate::batch::publish::Generations;
+use crate::batch::run::ViewInput;
+use crate::catalog::stream::CompiledCheck;
+use crate::catalog::{Catalog, Fault, loader};
+use crate::config::Config;
+use crate::engine::planner::Planner;
+use crate::engine::{Engine, EngineConfig};
+use crate::ingest::committer::Committer;
+use crate::ingest::{Dedup, Ingest, Limits, Shared, StreamIntake};
+use crate::kafka::Source;
+use crate::kafka::consumer::{self, Intake};
+use crate::kafka::status::IntakeStatus;
+use crate::merge::catalog::Names;
+use crate::merge::snapshot::{Snapshot, SnapshotCell, StreamSnapshot};
+use crate::metrics::Metrics;
+use crate::position::StreamFrontier;
+use crate::runtime::{Clock, Health, Shutdown, SystemClock, spawn_thread};
+use crate::storage::Storage;
+use crate::storage::lock::ProcessLock;
+
+pub mod database;
+pub mod guards;
+pub mod listen;
+pub mod refresh;
+pub mod restore;
+
+use guards::Guards;
+use refresh::Refresher;
+
+/// Rows of one record batch inside a query.
+const BATCH_ROWS: usize = 8192;
+/// Epoch work that may wait for a committer.
+const COMMITTER_QUEUE: usize = 16;
+
+/// What was declared in `sql/`, planned.
+#[derive(Debug)]
+pub struct Declared {
+    pub names: Arc<Names>,
+    /// By stream name.
+    pub checks: BTreeMap<String, Vec<CompiledCheck>>,
+    pub catalog: Catalog,
+}
+
+/// Reads and plans everything in `sql.dir`; all faults at once.
+pub async fn declare(config: &Config, engine: &Engine) -> Result<Declared, Vec<Fault>> {
+    let catalog = loader::load(&config.sql.dir)?;
+    let planner = Planner::new(engine, &catalog)
+        .map_err(|error| vec![loader::whole_file(&config.sql.dir, error.to_string())])?;
+    let mut faults = Vec::new();
+    let mut checks = BTreeMap::new();
+    for (name, stream) in &catalog.streams {
+        match planner.checks(stream) {
+            Ok(compiled) => drop(checks.insert(name.clone(), compiled)),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    let mut views = BTreeMap::new();
+    for (name, view) in &catalog.views {
+        match planner.view(view).await {
+            Ok(view) => {
+                if let Some(stream) = catalog.streams.get(view.stream().table()) {
+                    let input = ViewInput { view: Arc::new(view), stream: Arc::clone(stream) };
+                    views.insert(name.clone(), input);
+                }
+            }
+            Err(fault) => faults.push(fault),
+        }
+    }
+    let names = Arc::new(Names { streams: catalog.streams.clone(), views });
+    if faults.is_empty() { Ok(Declared { names, checks, catalog }) } else { Err(faults) }
+}
+
+/// An engine for queries or, with the settings of `[refresh]`, for batch work.
+pub fn engine(threads: usize, memory_bytes_max: usize, config: &Config) -> Result<Arc<Engine>> {
+    let spill_dir = Some(config.storage.data_dir.join("spill"));
+    Engine::new(EngineConfig { threads, memory_bytes_max, spill_dir, batch_rows: BATCH_ROWS })
+        .context("cannot set up the query engine")
+}
+
+/// An engine that plans and runs nothing.
+pub fn planning_engine(config: &Config) -> Result<Arc<Engine>> {
+    engine(1, config.query.memory_bytes_max, config)
+}
+
+/// Everything that is open before intake starts.
+#[derive(Debug)]
+pub struct Core {
+    pub config: Arc<Config>,
+    pub engine: Arc<Engine>,
+    pub declared: Arc<Declared>,
+    pub cell: Arc<SnapshotCell>,
+    pub refresher: Arc<Refresher>,
+    pub status: IntakeStatus,
+    pub metrics: Arc<Metrics>,
+    pub clock: Arc<dyn Clock>,
+    pub health: Health,
+    pub shutdown: Shutdown,
+    storage: Storage,
+    /// By stream name; moved to the committers when intake starts.
+    archives: BTreeMap<String, Archive>,
+    guards: Guards,
+    _lock: ProcessLock,
+}
+
+impl Core {
+    /// Opens everything on the data directory of `config`. Batch views that are missing are computed here.
+    pub async fn open(config: Config, shutdown: Shutdown) -> Result<Self> {
+        let lock = ProcessLock::acquire(&config.storage.data_dir)?;
+        let guards = Guards::from_env();
+        let metrics = Arc::new(Metrics::new());
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let storage = Storage::open(&config.storage.location(), config.storage.options.clone().into_iter())?;
+        storage.sweep(&lock)?;
+        let engine = engine(config.query.threads, config.query.memory_bytes_max, &config)?;
+        let batch_engine = self::engine(config.refresh.threads, config.refresh.memory_bytes_max, &config)?;
+        for engine in [&engine, &batch_engine] {
+            engine.register_store(storage.url(), storage.store());
+        }
+        let declared = declare(&config, &engine).await.map_err(|faults| {
+            anyhow::anyhow!("{}", faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+        })?;
+        let mut archives = BTreeMap::new();
+        for (name, stream) in &declared.names.streams {
+            let archive = Archive::open_at(&storage, name, stream.archive_schema(), Arc::clone(&clock)).await;
+            archives.insert(name.clone(), archive.with_context(|| format!("cannot open the archive of {name}"))?);
+        }
+        let snapshots: BTreeMap<String, Arc<ArchiveSnapshot>> =
+            archives.iter().map(|(name, archive)| (name.clone(), archive.snapshot())).collect();
+        let refresher = Refresher::new(
+            batch_engine,
+            config.refresh.threads,
+            storage.clone(),
+            Arc::clone(&declared.names),
+            Arc::clone(&clock),
+            Arc::clone(&metrics),
+            shutdown.clone(),
+        )?;
+        let latest = Generations::new(&storage).latest().await.context("cannot read the newest generation")?;
+        let generation = refresher.complete(latest, &snapshots).await.context("cannot compute missing batch views")?;
+
+        let mut streams = BTreeMap::new();
+        for (name, archive) in snapshots {
+            let below = generation.frontier.0.get(&name).cloned().unwrap_or_default();
+            anyhow::ensure!(
+                archive.epoch >= generation.epoch(&name) && archive.frontier.covers(&below),
+                "the archive of {name} ends at epoch {}, but generation {} was made from epoch {}: commits are missing \
+                 from its log; restore them from a copy before starting",
+                archive.epoch,
+                generation.id,
+                generation.epoch(&name)
+            );
+            let delta = restore::delta(&engine, &declared.names, &name, &archive, generation.epoch(&name)).await?;
+            let end = Arc::new(archive.frontier.clone());
+            let ledger = Arc::new(archive.ledger.clone());
+            streams.insert(name, StreamSnapshot { archive, delta: Arc::new(delta), end, ledger });
+        }
+        let cell = Arc::new(SnapshotCell::new(Snapshot { generation: Arc::new(generation), streams }));
+        Ok(Self {
+            config: Arc::new(config),
+            engine,
+            declared: Arc::new(declared),
+            cell,
+            refresher,
+            status: IntakeStatus::default(),
+            metrics,
+            clock,
+            health: Health::default(),
+            shutdown,
+            storage,
+            archives,
+            guards,
+            _lock: lock,
+        })
+    }
+
+    /// Starts reading Kafka. Ends with shutdown; then [`Intake::join`] it.
+    pub async fn start_intake(&mut self) -> Result<Running> {
+        let mut sources = Vec::new();
+        let mut streams = Vec::new();
+        let mut committers = Vec::new();
+        for (name, stream) in &self.declared.names.streams {
+            let archive = self.archives.remove(name).context("intake is started once")?;
+            let snapshot = archive.snapshot();
+            let (sender, receiver) = sync_channel(COMMITTER_QUEUE);
+            let committer = Committer {
+                stream: name.clone(),
+                archive,
+                cell: Arc::clone(&self.cell),
+                metrics: Arc::clone(&self.metrics),
+                health: self.health.clone(),
+                shutdown: self.shutdown.clone(),
+                retry_interval: self.config.archive.retry_interval,
+                io: tokio::runtime::Handle::current(),
+            };
+            committers.push(spawn_thread("committer", &self.health, move || committer.run(&receiver)));
+            let (frontier, ledger) = match self.guards.stored_frontier {
+                true => (snapshot.frontier.clone(), snapshot.ledger.clone()),
+                false => (StreamFrontier::default(), BTreeMap::new()),
+            };
+            let keys = restore::keys(&self.engine, stream, &snapshot).await?;
+            let reads = |view: &&ViewInput| view.stream.name == *name;
+            streams.push(StreamIntake {
+                stream: Arc::clone(stream),
+                views: self.declared.names.views.values().filter(reads).cloned().collect(),
+                keys,
+                frontier: frontier.clone(),
+                ledger,
+                committer: sender,
+            });
+            let checks = self.declared.checks.get(name).cloned().unwrap_or_default();
+            sources.push(Source { stream: Arc::clone(stream), checks, frontier });
+        }
+        let limits = Limits {
+            commit_interval: self.config.archive.commit_interval,
+            commit_bytes_max: self.config.archive.commit_bytes_max,
+            delta_bytes_max: self.config.delta.bytes_max,
+        };
+        let shared = Shared {
+            engine: Arc::clone(&self.engine),
+            cell: Arc::clone(&self.cell),
+            clock: Arc::clone(&self.clock),
+            metrics: Arc::clone(&self.metrics),
+            shutdown: self.shutdown.clone(),
+            refresh_wanted: self.refresher.wanted(),
+        };
+        let dedup = if self.guards.dedup { Dedup::On } else { Dedup::OffForTest };
+        let sink = Ingest::new(streams, limits, dedup, shared).context("cannot start intake")?;
+        let around = consumer::Surroundings {
+            clock: Arc::clone(&self.clock),
+            health: self.health.clone(),
+            shutdown: self.shutdown.clone(),
+            status: self.status.clone(),
+        };
+        let intake = Intake::start(&self.config.kafka, &self.config.ingest, sources, Box::new(sink), around)?;
+        Ok(Running { intake, committers })
+    }
+
+    pub fn storage(&self) -> &Storage {
+        &self.storage
+    }
+}
+
+/// The threads of intake.
+#[derive(Debug)]
+pub struct Running {
+    intake: Intake,
+    committers: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Running {
+    /// Waits for the threads to end, which they do after shutdown was triggered.
+    pub fn join(self) {
+        self.intake.join();
+        for committer in self.committers {
+            // A panic has poisoned health already.
+            drop(committer.join());
+        }
+    }
+}
+
+impl Core {
+    /// Every view is refreshed with the one that is due first: all stand at one frontier.
+    fn refresh_interval(&self) -> std::time::Duration {
+        let views = self.declared.catalog.views.values().map(|view| view.refresh_every);
+        views.fold(self.config.refresh.interval_max, std::time::Duration::min)
+    }
+}

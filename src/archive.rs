@@ -7,7 +7,7 @@
 //! |---|---|
 //! | data files are written and synced, under names of this attempt only | nobody names them: ignored |
 //! | the log entry of exactly the next version is created conditionally | the epoch is committed |
-//! | the newest epoch is noted beside the log | nothing is lost |
+//! | beside the commits, the newest epoch is noted and checkpoints are written | nothing is lost |
 //!
 //! Frontier, ledger and files are read back from the log alone. Opening claims the table by an entry of its
 //! own, so that a writer which is still alive somewhere finds its next version taken and stops: of several
@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 pub mod commit;
+pub mod dedup;
 pub mod ledger;
 mod load;
 mod log;
@@ -184,6 +185,8 @@ pub enum ArchiveError {
     ColumnChanged { stream: String, column: String, stored: String, declared: String },
     #[error("column {column} has type {data_type}, which cannot be archived: {reason}")]
     UnsupportedColumn { column: String, data_type: String, reason: String },
+    #[error("records do not fit the archive: where column {column} of type {expected} belongs stands {found}")]
+    BatchColumn { column: String, expected: String, found: String },
     #[error("schema of the archive of stream {stream} is not readable: {reason}")]
     Schema { stream: String, reason: String },
     #[error("records do not fit the columns of the archive")]
@@ -225,7 +228,10 @@ pub struct Archive {
     snapshot: Arc<ArchiveSnapshot>,
     /// Nonce of the newest entry that we made.
     newest_nonce: String,
-    checkpoint: Option<JoinHandle<()>>,
+    /// Version of the newest checkpoint that was begun.
+    checkpoint: u64,
+    /// The one task that works beside the commits.
+    upkeep: Option<JoinHandle<()>>,
 }
 
 impl Archive {
@@ -270,7 +276,8 @@ impl Archive {
             state,
             snapshot,
             newest_nonce: nonce,
-            checkpoint: None,
+            checkpoint: version / commit::CHECKPOINT_EVERY * commit::CHECKPOINT_EVERY,
+            upkeep: None,
         })
     }
 
@@ -312,15 +319,17 @@ impl Archive {
         {
             return Ok(self.snapshot());
         }
-        check_advance(&self.state.standing, offered, epoch.rows()).map_err(|refusal| {
-            ArchiveError::Refused { stream: self.stream.clone(), epoch: offered.epoch, refusal }
+        check_advance(&self.state.standing, offered, epoch.rows()).map_err(|refusal| ArchiveError::Refused {
+            stream: self.stream.clone(),
+            epoch: offered.epoch,
+            refusal,
         })?;
         for _ in 0..STEPS_MAX {
             if self.step_over(epoch).await? == Step::Committed {
-                return Ok(self.adopt(epoch).await);
+                return Ok(self.adopt(epoch));
             }
             if self.create_entry(epoch).await? != Created::Taken {
-                return Ok(self.adopt(epoch).await);
+                return Ok(self.adopt(epoch));
             }
         }
         Err(ArchiveError::Crowded { stream: self.stream.clone() })
@@ -360,8 +369,7 @@ impl Archive {
             })
             .collect();
         let written = files.iter().zip(&epoch.files);
-        try_join_all(written.map(|(file, encoded)| put_encoded(&self.storage, &file.path, &encoded.file)))
-            .await?;
+        try_join_all(written.map(|(file, encoded)| put_encoded(&self.storage, &file.path, &encoded.file))).await?;
         let change = Change { files, metadata: None };
         let at_millis = self.clock.now() / 1000;
         let entry = log::encode(Some(&self.state), &epoch.offered, &epoch.nonce, &change, at_millis)
@@ -376,39 +384,49 @@ impl Archive {
     }
 
     /// Takes the state that the log now has for ours.
-    async fn adopt(&mut self, epoch: &EncodedEpoch) -> Arc<ArchiveSnapshot> {
+    fn adopt(&mut self, epoch: &EncodedEpoch) -> Arc<ArchiveSnapshot> {
         self.newest_nonce.clone_from(&epoch.nonce);
         self.snapshot = Arc::new(ArchiveSnapshot::of(&self.state));
-        let witness = self.paths.witness();
-        if let Err(error) = self.storage.overwrite(&witness, self.snapshot.epoch.to_string().into()).await {
-            tracing::warn!(stream = self.stream, %error, "newest epoch not noted");
+        if self.upkeep.as_ref().is_none_or(JoinHandle::is_finished) {
+            self.begin_upkeep();
         }
-        self.begin_checkpoint();
         self.snapshot()
     }
 
-    /// Every so many versions a checkpoint is written beside the commits, one at a time.
-    fn begin_checkpoint(&mut self) {
-        let version = self.state.version;
-        let busy = self.checkpoint.as_ref().is_some_and(|task| !task.is_finished());
-        if !version.is_multiple_of(commit::CHECKPOINT_EVERY) || busy {
-            return;
-        }
+    /// Notes the newest epoch and, every so many versions, writes a checkpoint: both beside the commits, which
+    /// need neither, and one task at a time.
+    fn begin_upkeep(&mut self) {
         let (storage, paths, stream) = (self.storage.clone(), self.paths.clone(), self.stream.clone());
-        // A failed checkpoint only makes the next start slower, so it does not poison the process.
+        let (version, epoch) = (self.state.version, self.snapshot.epoch);
+        let due = version >= self.checkpoint + commit::CHECKPOINT_EVERY;
+        if due {
+            self.checkpoint = version;
+        }
+        // A failure only makes the next start slower or less wary, so it does not poison the process.
         let health = Health::default();
-        self.checkpoint = Some(runtime::spawn("archive-checkpoint", &health, async move {
-            match commit::write_checkpoint(&storage, &paths, version).await {
-                Ok(()) => tracing::debug!(stream, version, "checkpoint written"),
-                Err(error) => tracing::warn!(stream, version, ?error, "checkpoint not written"),
+        self.upkeep = Some(runtime::spawn("archive-upkeep", &health, async move {
+            if let Err(error) = storage.overwrite(&paths.witness(), epoch.to_string().into()).await {
+                tracing::warn!(stream, %error, "newest epoch not noted");
+            }
+            if due {
+                match commit::write_checkpoint(&storage, &paths, version).await {
+                    Ok(()) => tracing::debug!(stream, version, "checkpoint written"),
+                    Err(error) => tracing::warn!(stream, version, ?error, "checkpoint not written"),
+                }
             }
         }));
     }
 
-    /// Waits until work beside the commits has ended.
+    /// Ends the work beside the commits in good order; for shutdown.
     pub async fn settle(&mut self) {
-        if let Some(task) = self.checkpoint.take() {
+        let busy = self.upkeep.take();
+        if let Some(task) = busy {
             // The task reports its own failure.
+            let _ = task.await;
+        }
+        // Commits that came while it was busy are not noted yet.
+        self.begin_upkeep();
+        if let Some(task) = self.upkeep.take() {
             let _ = task.await;
         }
     }

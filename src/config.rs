@@ -40,6 +40,9 @@ pub struct Config {
     pub refresh: Refresh,
     pub query: Query,
     pub log: Log,
+    /// Every setting but those of free tables, as `system.settings` shows them.
+    #[serde(skip)]
+    settings: Vec<(String, String)>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -148,11 +151,18 @@ impl Config {
         for (name, text) in env {
             apply_env(&mut settings, &known, &name, &text)?;
         }
-        let config: Config = Value::Table(settings)
+        let public = public(&settings);
+        let mut config: Config = Value::Table(settings)
             .try_into()
             .map_err(|error: toml::de::Error| ConfigError::Invalid(error.message().to_owned()))?;
         config.validate()?;
+        config.settings = public;
         Ok(config)
+    }
+
+    /// Names and values of all settings but those of clients and stores, which may hold secrets.
+    pub fn public_settings(&self) -> Vec<(String, String)> {
+        self.settings.clone()
     }
 
     /// The defaults alone.
@@ -200,6 +210,18 @@ fn known_keys(defaults: &Table) -> Vec<String> {
         keys.extend(table.keys().map(|key| format!("{section}.{key}")));
     }
     keys
+}
+
+/// Dotted names and values; free tables are left out, for they may hold secrets.
+fn public(settings: &Table) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    settings
+        .iter()
+        .filter_map(|(section, value)| Some((section, value.as_table()?)))
+        .flat_map(|(section, table)| table.iter().map(move |(key, value)| (section, key, value)))
+        .filter(|(.., value)| !value.is_table())
+        .map(|(section, key, value)| (format!("{section}.{key}"), text(value)))
+        .collect()
 }
 
 /// Lays `over` on `base`, key by key; a table that is empty in the defaults takes any key with a text value.

@@ -83,6 +83,11 @@ impl Delta {
         self.base
     }
 
+    /// The epoch that is being filled.
+    pub fn open(&self) -> Epoch {
+        self.open
+    }
+
     /// Adds one micro-batch with its states, by view.
     #[must_use]
     pub fn fold(

@@ -26,7 +26,9 @@ use object_store::ObjectStore;
 use url::Url;
 
 mod combinator;
+mod inner;
 mod split;
+pub mod planner;
 pub mod state;
 
 /// Name of the catalog that every session has; Postgres clients see it as the database.

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use datafusion::arrow::record_batch::RecordBatch;
-use datafusion::physical_expr::PhysicalExpr;
 
-use crate::catalog::stream::Stream;
+use crate::catalog::stream::{CompiledCheck, Stream};
 use crate::position::{Offset, PartitionId, StreamFrontier, TopicIdentity};
 use crate::runtime::Micros;
 
@@ -16,14 +15,6 @@ pub mod consumer;
 pub mod decode;
 pub mod status;
 pub mod topics;
-
-/// A rule of the stream's DDL, ready to run on decoded records.
-#[derive(Debug, Clone)]
-pub struct CompiledCheck {
-    pub name: String,
-    pub sql: String,
-    pub expr: Arc<dyn PhysicalExpr>,
-}
 
 /// One stream to read, and where to go on.
 #[derive(Debug, Clone)]

@@ -28,6 +28,8 @@ pub mod batch;
 
 pub mod merge;
 
+pub mod ingest;
+
 pub mod serve;
 
 pub mod demo;

@@ -1,1 +1,159 @@
-//! (in work)
+//! The query service and its adapters: Postgres wire and HTTP.
+//!
+//! One [`session::QueryService`] parses, checks and runs statements; an adapter only speaks its protocol.
+//! What is read comes from a [`Database`], which the composition root implements over the merge room.
+//!
+//! Architecture invariant: a client can never name a file, a URL or a table that the pinned catalog does not
+//! hold. Statements are allowed by a list, first over the parsed statement, then over its logical plan.
+
+pub mod error;
+pub mod http;
+pub mod pg;
+pub mod session;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use datafusion::catalog::CatalogProvider;
+use datafusion::prelude::SessionContext;
+use tokio::net::TcpListener;
+
+/// The one database that a server offers; also the name of its catalog.
+pub const DATABASE: &str = "viewledger";
+
+/// What queries read, and the little that they may change.
+#[async_trait]
+pub trait Database: Send + Sync + fmt::Debug + 'static {
+    /// The catalog of one pinned snapshot, with its schemas. Called once per statement, or once per
+    /// transaction: everything the statement reads comes from what is returned here. Must be cheap.
+    fn pin(&self) -> Result<Arc<dyn CatalogProvider>, ServeError>;
+
+    /// A session with every function, limit and optimizer rule. Taken once, as the template of all sessions.
+    fn session(&self) -> SessionContext;
+
+    /// Makes and publishes the next generation of all views, for all stand at one frontier. With
+    /// [`RefreshScope::Full`], `view` (or every view) is computed from the whole archive. Returns its number as text.
+    async fn refresh(&self, view: Option<&str>, scope: RefreshScope) -> Result<String, RefreshError>;
+
+    /// What the definition of a table says about it.
+    fn comment(&self, schema: &str, table: &str) -> Option<String>;
+
+    /// Whether queries would be answered from complete and fresh enough data.
+    fn readiness(&self) -> Readiness;
+}
+
+/// From where a refresh goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefreshScope {
+    /// From the current generation: only what is new.
+    New,
+    /// From nothing: the whole archive.
+    Full,
+}
+
+/// The answer of `/readyz`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Readiness {
+    pub ready: bool,
+    /// Why not, or what a reader should know; shown as they are.
+    pub reasons: Vec<String>,
+}
+
+/// Why a refresh published nothing.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RefreshError {
+    #[error("materialized view \"{0}\" does not exist")]
+    UnknownView(String),
+    /// A gate of the data's quality is red, or the process may not publish.
+    #[error("refresh refused: {0}")]
+    Refused(String),
+    #[error("refresh failed: {0}")]
+    Failed(String),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("port {port} is taken by another process: stop it, or choose another with `{key}` or `{flag}`")]
+    PortTaken { port: u16, key: &'static str, flag: &'static str },
+    #[error(
+        "refusing to listen for Postgres clients on {address}: sessions are not authenticated yet, so only a \
+         loopback address is allowed; set `server.bind` to 127.0.0.1"
+    )]
+    NotLoopback { address: SocketAddr },
+    #[error("cannot listen on {address} (`{key}`, `{flag}`)")]
+    Bind { address: SocketAddr, key: &'static str, flag: &'static str, source: std::io::Error },
+    /// There is nothing complete to read yet.
+    #[error("no snapshot to read: {0}")]
+    Unavailable(String),
+    #[error("cannot prepare the session catalog")]
+    Catalog(#[source] Box<datafusion::error::DataFusionError>),
+}
+
+/// What bounds a session and a statement.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Sessions at once; one more is told SQLSTATE 53300.
+    pub connections_max: usize,
+    /// Bytes of one message's SQL text.
+    pub sql_bytes_max: usize,
+    /// Operators in one chain (`a + b + c ...`), joins or set operations in one query. Deeper trees
+    /// overflow stacks in recursive code.
+    pub depth_max: usize,
+    /// The `statement_timeout` of a new session; zero means none.
+    pub statement_timeout: Duration,
+    /// How long a client may take to send its startup message.
+    pub startup_timeout: Duration,
+    /// How long a client may refuse to read its result before it is dropped.
+    pub write_timeout: Duration,
+    /// How long a session may hold a transaction open without a statement.
+    pub idle_in_transaction_timeout: Duration,
+    /// Encoded pieces of a result (at most [`session::ROWS_PER_PIECE`] rows each) that wait for the client.
+    pub pieces_buffered: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 200,
+            sql_bytes_max: 1 << 20,
+            depth_max: 500,
+            statement_timeout: Duration::from_secs(300),
+            startup_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(60),
+            idle_in_transaction_timeout: Duration::from_secs(600),
+            pieces_buffered: 4,
+        }
+    }
+}
+
+/// A configurable listening address, so that an error can say what to change.
+#[derive(Debug, Clone, Copy)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    /// The config key of the port.
+    pub key: &'static str,
+    /// The command-line flag of the port.
+    pub flag: &'static str,
+}
+
+impl Endpoint {
+    pub fn pg(address: SocketAddr) -> Self {
+        Self { address, key: "server.pg_port", flag: "--pg-port" }
+    }
+
+    pub fn http(address: SocketAddr) -> Self {
+        Self { address, key: "server.http_port", flag: "--http-port" }
+    }
+
+    /// Opens the socket, or says which setting to change.
+    pub async fn listen(self) -> Result<TcpListener, ServeError> {
+        let Self { address, key, flag } = self;
+        TcpListener::bind(address).await.map_err(|source| match source.kind() {
+            std::io::ErrorKind::AddrInUse => ServeError::PortTaken { port: address.port(), key, flag },
+            _ => ServeError::Bind { address, key, flag, source },
+        })
+    }
+}

@@ -92,6 +92,8 @@ pub fn passes(error: &object_store::Error) -> bool {
     use object_store::Error;
     match error {
         Error::Generic { .. } | Error::JoinError { .. } => io_cause(error).is_none_or(io_passes),
+        // A conditional create lost a race that left no object, as S3 reports with status 409.
+        Error::AlreadyExists { .. } | Error::Precondition { .. } => true,
         _ => false,
     }
 }
@@ -117,10 +119,7 @@ impl Storage {
     /// Opens a storage root. `location` is a directory (created when absent) or a URL (`file://`, `s3://`,
     /// `gs://`, `az://`, `https://`, `memory:///`); `options` are object_store's keys, such as
     /// `aws_access_key_id`.
-    pub fn open(
-        location: &str,
-        options: impl Iterator<Item = (String, String)>,
-    ) -> Result<Self, StorageError> {
+    pub fn open(location: &str, options: impl Iterator<Item = (String, String)>) -> Result<Self, StorageError> {
         let unusable = |reason: String| StorageError::Location { location: location.to_owned(), reason };
         if !location.contains("://") {
             return Self::open_directory(FsPath::new(location));
@@ -133,8 +132,7 @@ impl Storage {
         let (store, prefix) =
             object_store::parse_url_opts(&url, options).map_err(|error| unusable(error.to_string()))?;
         let store: Arc<dyn ObjectStore> = Arc::from(store);
-        let store =
-            if prefix.as_ref().is_empty() { store } else { Arc::new(PrefixStore::new(store, prefix)) };
+        let store = if prefix.as_ref().is_empty() { store } else { Arc::new(PrefixStore::new(store, prefix)) };
         Ok(Self { store, location: location.into(), local_dir: None })
     }
 
@@ -148,11 +146,7 @@ impl Storage {
             location: dir.display().to_string(),
             reason: error.to_string(),
         })?;
-        Ok(Self {
-            store: Arc::new(store),
-            location: dir.display().to_string().into(),
-            local_dir: Some(dir.into()),
-        })
+        Ok(Self { store: Arc::new(store), location: dir.display().to_string().into(), local_dir: Some(dir.into()) })
     }
 
     /// A storage root over a store that already exists, for example one that injects faults.
@@ -175,6 +169,17 @@ impl Storage {
         self.local_dir.as_deref()
     }
 
+    /// Removes what writes that a crash cut short left in a local directory, and says how many there were.
+    /// The lock proves that nobody else is writing.
+    pub fn sweep(&self, _held: &lock::ProcessLock) -> Result<usize, StorageError> {
+        match self.local_dir() {
+            Some(dir) => {
+                local::sweep(dir).map_err(|source| StorageError::Directory { dir: dir.to_owned(), source })
+            }
+            None => Ok(0),
+        }
+    }
+
     /// Creates an object unless it exists. A failure is reported only when the object is certainly absent
     /// or nothing can be said; a lost answer is resolved by reading what is stored.
     pub async fn create(&self, path: &Path, bytes: Bytes) -> Result<Created, StorageError> {
@@ -185,6 +190,7 @@ impl Storage {
         match self.read(path).await {
             Ok(Some(stored)) if stored == bytes => Ok(Created::MineAlready),
             Ok(Some(_)) => Ok(Created::Taken),
+            Err(unread) if matches!(refusal, object_store::Error::AlreadyExists { .. }) => Err(unread),
             Ok(None) | Err(_) => Err(object_error("create", path, refusal)),
         }
     }
@@ -251,11 +257,9 @@ mod tests {
         storage.overwrite(&a, Bytes::from_static(b"three")).await.unwrap();
         assert_eq!(storage.store().get_range(&a, 1..3).await.unwrap(), "hr");
 
-        let listed: Vec<_> =
-            storage.store().list(Some(&Path::from("conformance"))).try_collect().await.unwrap();
-        let mut names: Vec<_> = listed.iter().map(|meta| meta.location.to_string()).collect();
-        names.sort();
-        assert_eq!(names, ["conformance/a", "conformance/deep/er/b"]);
+        let listed: Vec<_> = storage.store().list(Some(&Path::from("conformance"))).try_collect().await.unwrap();
+        let names: Vec<_> = listed.iter().map(|meta| meta.location.to_string()).collect();
+        assert_eq!(names, ["conformance/a", "conformance/deep/er/b"], "listings are sorted");
 
         let big = Bytes::from(vec![7u8; 12 << 20]);
         let mut upload = storage.store().put_multipart(&Path::from("conformance/big")).await.unwrap();
@@ -293,6 +297,18 @@ mod tests {
         assert_eq!(leftovers, Vec::<String>::new(), "staging files were left behind");
     }
 
+    #[tokio::test]
+    async fn what_a_crash_left_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = Storage::open(dir.path().to_str().unwrap(), std::iter::empty()).unwrap();
+        storage.create(&Path::from("a/b"), Bytes::from_static(b"x")).await.unwrap();
+        std::fs::write(dir.path().join("a/b#123"), b"half").unwrap();
+        let held = lock::ProcessLock::acquire(dir.path()).unwrap();
+        assert_eq!(storage.sweep(&held).unwrap(), 1);
+        assert_eq!(storage.sweep(&held).unwrap(), 0);
+        assert!(storage.read(&Path::from("a/b")).await.unwrap().is_some());
+    }
+
     fn walk(dir: &FsPath) -> Box<dyn Iterator<Item = String>> {
         Box::new(std::fs::read_dir(dir).unwrap().flat_map(|entry| {
             let path = entry.unwrap().path();
@@ -324,7 +340,7 @@ mod tests {
     #[tokio::test]
     async fn a_lost_answer_is_recognised_as_ours() {
         let faulty = FaultyStore::in_memory();
-        let storage = Storage::over(faulty.clone());
+        let storage = faulty.storage();
         faulty.fail_write(0, Fault::AfterWrite);
         let path = Path::from("x");
         assert_eq!(storage.create(&path, Bytes::from_static(b"a")).await.unwrap(), Created::MineAlready);

@@ -12,7 +12,6 @@ use deltalake_core::{DeltaTable, DeltaTableError, checkpoints};
 use object_store::prefix::PrefixStore;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use url::Url;
 use uuid::Uuid;
 
 use super::log::tagged_file;
@@ -118,7 +117,7 @@ pub(super) async fn table_at(
     version: u64,
 ) -> Result<(Vec<ArchiveFile>, Value), ArchiveError> {
     let failed = |source| delta_error("read the checkpoint of", paths, source);
-    let mut table = delta_table(storage, paths)?;
+    let mut table = delta_table(storage, paths);
     table.load_version(version).await.map_err(failed)?;
     let state = table.snapshot().map_err(failed)?;
     let metadata = serde_json::to_value(Action::Metadata(state.metadata().clone()))
@@ -145,18 +144,17 @@ pub(super) async fn write_checkpoint(
     version: u64,
 ) -> Result<(), ArchiveError> {
     let failed = |source| delta_error("write a checkpoint of", paths, source);
-    let mut table = delta_table(storage, paths)?;
+    let mut table = delta_table(storage, paths);
     table.load_version(version).await.map_err(failed)?;
     checkpoints::create_checkpoint(&table, None).await.map_err(failed)
 }
 
-/// The table as deltalake sees it. The URL is a name only: its `file` scheme makes deltalake sort listings by
-/// itself, which is right for every store, and its path leads to the table within our store.
-fn delta_table(storage: &Storage, paths: &ArchivePaths) -> Result<DeltaTable, ArchiveError> {
-    let url = Url::parse(&format!("file:///{}/", paths.root()))
-        .map_err(|error| ArchiveError::Schema { stream: paths.root().to_string(), reason: error.to_string() })?;
+/// The table as deltalake sees it. The URL is a name only; its path leads to the table within our store.
+fn delta_table(storage: &Storage, paths: &ArchivePaths) -> DeltaTable {
+    let mut url = storage.url().clone();
+    url.set_path(&format!("/{}/", paths.root()));
     let prefixed = Arc::new(PrefixStore::new(storage.store(), paths.root().clone()));
-    Ok(DeltaTable::new(default_logstore(prefixed, storage.store(), &url, &StorageConfig::default())))
+    DeltaTable::new(default_logstore(prefixed, storage.store(), &url, &StorageConfig::default()))
 }
 
 fn delta_error(action: &'static str, paths: &ArchivePaths, source: DeltaTableError) -> ArchiveError {

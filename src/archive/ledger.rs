@@ -118,6 +118,7 @@ pub fn check_advance(stored: &Standing, offered: &Standing, rows: RowCounts) -> 
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::position::{Offset, TopicIdentity};
 

@@ -13,10 +13,7 @@ use crate::storage::{Storage, StorageError, object_error};
 const WINDOW: u64 = 32;
 
 /// The table's newest state; None when there is no table.
-pub(super) async fn load(
-    storage: &Storage,
-    paths: &ArchivePaths,
-) -> Result<Option<TableState>, ArchiveError> {
+pub(super) async fn load(storage: &Storage, paths: &ArchivePaths) -> Result<Option<TableState>, ArchiveError> {
     let checkpoint = match checkpoint_hint(storage, paths).await? {
         Some(version) => match from_checkpoint(storage, paths, version).await {
             Ok(state) => Some(state),

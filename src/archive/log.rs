@@ -168,13 +168,8 @@ fn add_action(file: &ArchiveFile, at_millis: i64) -> Value {
 /// Reads an entry. The error says what is wrong with it; the caller names the object.
 pub(super) fn decode(bytes: &[u8], paths: &ArchivePaths) -> Result<Entry, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
-    let mut entry = Entry {
-        sha256: sha256_hex(bytes),
-        record: None,
-        files: Vec::new(),
-        metadata: None,
-        foreign: None,
-    };
+    let mut entry =
+        Entry { sha256: sha256_hex(bytes), record: None, files: Vec::new(), metadata: None, foreign: None };
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
         let line: Line<'_> = serde_json::from_str(line).map_err(|error| error.to_string())?;
         if let Some(sealed) = line.commit_info.and_then(|info| info.viewledger) {
@@ -282,7 +277,7 @@ impl TableState {
         mut files: Vec<ArchiveFile>,
         metadata: Value,
     ) -> Result<Self, String> {
-        files.sort_by(|a, b| (a.epoch, a.kind).cmp(&(b.epoch, b.kind)));
+        files.sort_by_key(|file| (file.epoch, file.kind));
         let mut digest = FileDigest::default();
         files.iter().for_each(|file| digest.toggle(file));
         if digest.hex() != record.digest {
@@ -443,7 +438,8 @@ mod tests {
         let vacuum = decoded(b"{\"commitInfo\":{\"operation\":\"VACUUM END\"}}\n");
         assert_eq!(vacuum.winner("b"), Winner::Harmless);
         state.apply(vacuum).unwrap();
-        let optimize = b"{\"commitInfo\":{}}\n{\"remove\":{\"path\":\"x\"}}\n{\"add\":{\"path\":\"y\",\"size\":1}}\n";
+        let optimize =
+            b"{\"commitInfo\":{}}\n{\"remove\":{\"path\":\"x\"}}\n{\"add\":{\"path\":\"y\",\"size\":1}}\n";
         assert!(matches!(decoded(optimize).winner("b"), Winner::Foreign(_)));
         assert!(state.apply(decoded(optimize)).unwrap_err().contains("one writer"));
     }

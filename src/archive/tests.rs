@@ -57,8 +57,7 @@ fn epoch_on(archive: &Archive) -> EncodedEpoch {
 }
 
 fn ledger(fours: u64) -> Ledger {
-    let row =
-        LedgerRow { passed: fours * 4, events: fours * 2, duplicates: fours, quarantined: fours, gaps: 0 };
+    let row = LedgerRow { passed: fours * 4, events: fours * 2, duplicates: fours, quarantined: fours, gaps: 0 };
     [(PartitionId(0), row)].into()
 }
 
@@ -91,7 +90,10 @@ async fn many_commits_are_read_back_as_they_were() {
         assert_eq!(archive.snapshot().epoch, Epoch(0));
         for n in 1..=20 {
             let snapshot = archive.commit(&epoch_on(&archive)).await.unwrap();
-            assert_eq!((snapshot.epoch, snapshot.frontier.position(PartitionId(0))), (Epoch(n), Offset(4 * n as i64)));
+            assert_eq!(
+                (snapshot.epoch, snapshot.frontier.position(PartitionId(0))),
+                (Epoch(n), Offset(4 * n as i64))
+            );
         }
         let before = archive.snapshot();
         let after = open(&storage).await.snapshot();
@@ -100,7 +102,10 @@ async fn many_commits_are_read_back_as_they_were() {
         assert_eq!(after.rows, RowCounts { events: 40, duplicates: 20, quarantined: 20 });
         let expected: BTreeSet<i64> = (0..80).filter(|offset| offset % 4 < 2).collect();
         assert_eq!(offsets(&storage, &after, Kind::Event).await, expected);
-        assert_eq!(after.files_in(Kind::Duplicate, Epoch(18)).map(|file| file.epoch.0).collect::<Vec<_>>(), [19, 20]);
+        assert_eq!(
+            after.files_in(Kind::Duplicate, Epoch(18)).map(|file| file.epoch.0).collect::<Vec<_>>(),
+            [19, 20]
+        );
         for file in after.files.iter() {
             file.verify(&storage).await.unwrap();
         }
@@ -140,15 +145,17 @@ async fn killed_between_any_two_writes_the_state_is_before_or_after() {
     let mut outcomes = BTreeSet::new();
     for after in 0.. {
         let faulty = FaultyStore::in_memory();
-        let storage = Storage::over(faulty.clone());
+        let storage = faulty.storage();
         let mut archive = open(&storage).await;
         archive.commit(&epoch_on(&archive)).await.unwrap();
+        archive.settle().await;
         let (writes, epoch) = (faulty.writes(), epoch_on(&archive));
         faulty.fail_write(after, Fault::Killed);
         let outcome = archive.commit(&epoch).await;
+        archive.settle().await;
         let survived = faulty.writes() - writes <= after;
         // What another process finds.
-        let inner = Storage::over(faulty.inner());
+        let inner = faulty.without_faults();
         let mut reopened = open(&inner).await;
         let snapshot = reopened.snapshot();
         assert!([1, 2].contains(&snapshot.epoch.0));
@@ -171,9 +178,9 @@ async fn opening_survives_being_killed_at_any_write() {
     for after in 0..2 {
         let faulty = FaultyStore::in_memory();
         faulty.fail_write(after, Fault::Killed);
-        let opened = Archive::open(&Storage::over(faulty.clone()), STREAM, schema()).await;
+        let opened = Archive::open(&faulty.storage(), STREAM, schema()).await;
         assert_eq!(opened.is_ok(), after == 1);
-        assert_eq!(open(&Storage::over(faulty.inner())).await.snapshot().epoch, Epoch(0));
+        assert_eq!(open(&faulty.without_faults()).await.snapshot().epoch, Epoch(0));
     }
 }
 
@@ -201,10 +208,7 @@ async fn the_writer_that_opened_last_wins() {
 async fn two_that_open_at_once_do_not_both_write() {
     let storage = memory();
     drop(open(&storage).await);
-    let (a, b) = tokio::join!(
-        Archive::open(&storage, STREAM, schema()),
-        Archive::open(&storage, STREAM, schema())
-    );
+    let (a, b) = tokio::join!(Archive::open(&storage, STREAM, schema()), Archive::open(&storage, STREAM, schema()));
     let mut committed = 0;
     for archive in [a, b].into_iter().flatten() {
         let mut archive = archive;
@@ -217,9 +221,10 @@ async fn two_that_open_at_once_do_not_both_write() {
 #[tokio::test]
 async fn what_breaks_a_rule_is_refused_before_anything_is_written() {
     let faulty = FaultyStore::in_memory();
-    let storage = Storage::over(faulty.clone());
+    let storage = faulty.storage();
     let mut archive = open(&storage).await;
     archive.commit(&epoch_on(&archive)).await.unwrap();
+    archive.settle().await;
     let writes = faulty.writes();
     let refused = |frontier, ledger| archive.begin().finish(frontier, ledger).unwrap();
     let cases = [
@@ -242,12 +247,22 @@ async fn a_lost_answer_is_recognised_as_ours() {
     // Writes of a commit: three data files, then the entry.
     for at in 0..4 {
         let faulty = FaultyStore::in_memory();
-        let mut archive = open(&Storage::over(faulty.clone())).await;
+        let mut archive = open(&faulty.storage()).await;
         faulty.fail_write(at, Fault::AfterWrite);
         let snapshot = archive.commit(&epoch_on(&archive)).await.unwrap();
         assert_eq!((snapshot.epoch, snapshot.files.len()), (Epoch(1), 3));
         archive.commit(&epoch_on(&archive)).await.unwrap();
-        assert_eq!(*Archive::peek(&Storage::over(faulty.inner()), STREAM).await.unwrap().unwrap().frontier.next.get(&PartitionId(0)).unwrap(), Offset(8));
+        assert_eq!(
+            *Archive::peek(&faulty.without_faults(), STREAM)
+                .await
+                .unwrap()
+                .unwrap()
+                .frontier
+                .next
+                .get(&PartitionId(0))
+                .unwrap(),
+            Offset(8)
+        );
     }
 }
 
@@ -255,13 +270,14 @@ async fn a_lost_answer_is_recognised_as_ours() {
 async fn a_full_disk_is_retried_with_the_same_epoch() {
     for at in 0..4 {
         let faulty = FaultyStore::in_memory();
-        let storage = Storage::over(faulty.clone());
+        let storage = faulty.storage();
         let mut archive = open(&storage).await;
         let epoch = epoch_on(&archive);
         faulty.fail_write(at, Fault::DiskFull);
         let error = archive.commit(&epoch).await.unwrap_err();
         assert!(error.is_retryable(), "{error}");
         let snapshot = archive.commit(&epoch).await.unwrap();
+        archive.settle().await;
         assert_eq!(snapshot.epoch, Epoch(1));
         assert_eq!(archive.commit(&epoch).await.unwrap(), snapshot, "again is no second commit");
         assert_eq!(offsets(&storage, &snapshot, Kind::Event).await, [0, 1].into());
@@ -277,6 +293,7 @@ async fn a_damaged_or_missing_entry_stops_the_start_and_is_named() {
     for _ in 0..4 {
         archive.commit(&epoch_on(&archive)).await.unwrap();
     }
+    archive.settle().await;
     let paths = ArchivePaths::new(STREAM);
     let store = storage.store();
     for version in 0..=4 {
@@ -380,6 +397,17 @@ async fn columns_are_added_and_never_changed() {
 }
 
 #[tokio::test]
+async fn a_batch_with_other_columns_is_refused() {
+    let storage = memory();
+    let archive = open(&storage).await;
+    let good = batch(Kind::Event, 0..1);
+    for bad in [good.project(&[0, 1, 2]).unwrap(), good.project(&[0, 2, 1, 3]).unwrap()] {
+        let error = archive.begin().append(Kind::Event, &bad).unwrap_err().to_string();
+        assert!(error.contains("_offset") || error.contains("_kind"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn entries_of_other_programs_are_stepped_over_or_refused() {
     let storage = memory();
     let mut archive = open(&storage).await;
@@ -418,6 +446,10 @@ async fn a_commit_stays_cheap() {
     let (early, late) = (median(&times[..50]), median(&times[260..]));
     let begun = std::time::Instant::now();
     open(&storage).await;
-    println!("commit: first 50 {early:?}, last 50 {late:?}, worst {:?}; open {:?}", times.iter().max(), begun.elapsed());
+    println!(
+        "commit: first 50 {early:?}, last 50 {late:?}, worst {:?}; open {:?}",
+        times.iter().max(),
+        begun.elapsed()
+    );
     assert!(late < early * 4 + std::time::Duration::from_millis(20), "{early:?} grew to {late:?}");
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{FieldRef, SchemaRef};
 use uuid::Uuid;
 
 use super::ledger::{Ledger, Standing};
@@ -47,12 +47,28 @@ impl EpochWriter {
         if batch.num_rows() == 0 {
             return Ok(());
         }
+        self.check_columns(batch)?;
         let slot = &mut self.sinks[kind.index()];
         let sink = match slot {
             Some(sink) => sink,
             None => slot.insert(ParquetSink::new(&self.schema)?),
         };
         sink.append(batch)?;
+        Ok(())
+    }
+
+    fn check_columns(&self, batch: &RecordBatch) -> Result<(), ArchiveError> {
+        let found = batch.schema_ref().fields();
+        for (index, field) in self.schema.fields().iter().enumerate() {
+            let same = |other: &FieldRef| other.name() == field.name() && other.data_type() == field.data_type();
+            if !found.get(index).is_some_and(same) {
+                return Err(ArchiveError::BatchColumn {
+                    column: field.name().clone(),
+                    expected: field.data_type().to_string(),
+                    found: found.get(index).map_or_else(|| "nothing".to_owned(), ToString::to_string),
+                });
+            }
+        }
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
+use datafusion::physical_expr::PhysicalExpr;
 
 /// Columns that every record has beside the declared ones.
 pub const EXTRA: &str = "_extra";
@@ -68,6 +69,14 @@ pub struct Check {
     pub sql: String,
     pub line: u64,
     pub column: u64,
+}
+
+/// A [`Check`] that was planned and is ready to run on decoded records.
+#[derive(Debug, Clone)]
+pub struct CompiledCheck {
+    pub name: String,
+    pub sql: String,
+    pub expr: Arc<dyn PhysicalExpr>,
 }
 
 impl ColumnType {

@@ -9,8 +9,9 @@ use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use rand::Rng;
 
+use crate::config::parse_duration;
 use crate::demo::load::generator::Timeline;
-use crate::demo::load::profile::{Profile, parse_duration};
+use crate::demo::load::profile::Profile;
 use crate::demo::load::{self, Compression, LoadConfig, LoadReport, Transactions};
 use crate::runtime::{Clock, Health, Micros, Shutdown, SystemClock, spawn_thread};
 
@@ -18,6 +19,12 @@ use crate::runtime::{Clock, Health, Micros, Shutdown, SystemClock, spawn_thread}
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// The time between two records when times are fixed and no rate is given.
 const DEFAULT_STEP: Duration = Duration::from_micros(100);
+
+const TEMPLATES: [&str; 3] = [
+    "{bar:40} {human_pos}/{human_len} records, {eta} left; {msg}",
+    "{bar:40} {pos}/{len} s; {msg}",
+    "{spinner} {elapsed}; {msg}",
+];
 
 /// Produce a realistic load to Kafka and write down the truth about it.
 ///
@@ -36,7 +43,7 @@ Examples:
       in transactions, of which one in five is aborted")]
 pub struct Args {
     /// Kafka bootstrap servers, separated by commas
-    #[arg(long, default_value = "127.0.0.1:9092", env = "VIEWLEDGER_BROKERS")]
+    #[arg(long, default_value = "127.0.0.1:9092", env = "VIEWLEDGER_KAFKA_BROKERS")]
     brokers: String,
     /// A profile; may be given several times. Default: every file in SQL_DIR/load
     #[arg(long = "profile", value_name = "FILE")]
@@ -50,8 +57,8 @@ pub struct Args {
     /// Records a second; without it, as fast as the brokers take them
     #[arg(long, value_name = "EV/S", value_parser = positive)]
     rate: Option<f64>,
-    /// Stop after this time, such as 90s or 5m
-    #[arg(long, value_parser = parse_duration)]
+    /// Stop after this time: seconds, or such as 5m
+    #[arg(long, value_name = "TIME", value_parser = time)]
     duration: Option<Duration>,
     /// Same seed, same records, but for their times. Default: a new one, which is printed
     #[arg(long)]
@@ -179,6 +186,11 @@ fn positive(text: &str) -> Result<f64, String> {
     if number > 0.0 && number.is_finite() { Ok(number) } else { Err("must be above 0".to_owned()) }
 }
 
+fn time(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
+    seconds.or_else(|| parse_duration(text)).ok_or_else(|| "write it like 90, 90s or 5m".to_owned())
+}
+
 fn share(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     if (0.0..=1.0).contains(&number) { Ok(number) } else { Err("must lie between 0 and 1".to_owned()) }
@@ -190,10 +202,11 @@ fn progress_bar(args: &Args) -> Option<ProgressBar> {
         return None;
     }
     let length = args.events.or(args.duration.map(|duration| duration.as_secs()));
+    let [of_records, of_seconds, endless] = TEMPLATES;
     let template = match (args.events, args.duration) {
-        (Some(_), _) => "{bar:40} {human_pos}/{human_len} records, {eta} left; {msg}",
-        (None, Some(_)) => "{bar:40} {pos}/{len} s; {msg}",
-        (None, None) => "{spinner} {elapsed}; {msg}",
+        (Some(_), _) => of_records,
+        (None, Some(_)) => of_seconds,
+        (None, None) => endless,
     };
     let style = ProgressStyle::with_template(template).expect("the templates are tested");
     let bar = length.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
@@ -234,5 +247,66 @@ async fn signalled() -> std::io::Result<()> {
     tokio::select! {
         result = tokio::signal::ctrl_c() => result,
         _ = terminate.recv() => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn configured(flags: &[&str]) -> anyhow::Result<LoadConfig> {
+        let sql = concat!(env!("CARGO_MANIFEST_DIR"), "/sql");
+        let line = ["generate", "--sql-dir", sql].into_iter().chain(flags.iter().copied());
+        config(&Line::try_parse_from(line)?.args)
+    }
+
+    #[test]
+    fn all_profiles_of_the_directory_are_the_default() {
+        let config = configured(&[]).unwrap();
+        let topics: Vec<_> = config.profiles.iter().map(Profile::topic).collect();
+        assert_eq!(topics, ["ad-views", "user-sessions", "video-views"]);
+        assert_eq!((config.partitions, config.records, config.truth), (12, None, None));
+    }
+
+    #[test]
+    fn flags_reach_the_load() {
+        let flags = ["--events", "7", "--duration", "90", "--seed", "3", "--transactional", "--abort-share", "0.5"];
+        let config = configured(&flags).unwrap();
+        assert_eq!((config.records, config.seed), (Some(7), 3));
+        assert_eq!(config.duration, Some(Duration::from_secs(90)));
+        assert_eq!(config.transactions.map(|of| (of.records, of.abort_share)), Some((1000, 0.5)));
+        let duration = configured(&["--duration", "5m"]).unwrap().duration;
+        assert_eq!(duration, Some(Duration::from_secs(300)));
+    }
+
+    #[test]
+    fn wrong_flags_say_what_is_wrong() {
+        for (flags, expected) in [
+            (["--rate", "0"], "must be above 0"),
+            (["--abort-share", "2"], "must lie between 0 and 1"),
+            (["--abort-share", "0.5"], "--transactional"),
+            (["--duration", "soon"], "write it like 90"),
+            (["--start-time", "2999-01-01T00:00:00Z"], "lies in the future"),
+            (["--partition-key", "nothing"], "there is no field nothing"),
+        ] {
+            let error = format!("{:#}", configured(&flags).unwrap_err());
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_template_of_the_bar_is_valid() {
+        for template in TEMPLATES {
+            ProgressStyle::with_template(template).unwrap();
+        }
     }
 }

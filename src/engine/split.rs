@@ -47,7 +47,7 @@ impl Cut {
         for expr in &aggregate.aggr_expr {
             refuse_order_dependent(view, call(view, expr)?)?;
         }
-        let names = stored_names(&aggregate, &aliases);
+        let names = stored_names(aggregate, &aliases);
         Ok(Self { stream, aggregate: aggregate.clone(), names })
     }
 }

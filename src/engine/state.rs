@@ -21,7 +21,8 @@ use datafusion::optimizer::analyzer::Analyzer;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::engine::combinator::{Combinator, Inner, Kind};
+use crate::engine::combinator::{Combinator, Kind};
+use crate::engine::inner::Inner;
 use crate::engine::split::{Cut, call, finish, read_from};
 
 /// Raised when the columns or bytes of a state change meaning. Stored states of another version are rebuilt from

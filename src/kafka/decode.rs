@@ -14,8 +14,8 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::columns::{ColumnBuilder, Slot, field_value};
-use super::{CompiledCheck, Decoded, RawBatch, RawRecord};
-use crate::catalog::stream::{ColumnType, Stream, quarantine_schema};
+use super::{Decoded, RawBatch, RawRecord};
+use crate::catalog::stream::{ColumnType, CompiledCheck, Stream, quarantine_schema};
 use crate::runtime::Micros;
 
 /// Decodes the records of one stream.

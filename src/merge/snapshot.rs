@@ -45,6 +45,9 @@ impl Snapshot {
             if stream.archive.epoch < generation {
                 return Some(format!("stream {name}: the archive ends at epoch {}, before the generation's {generation}", stream.archive.epoch));
             }
+            if stream.delta.open() <= stream.archive.epoch {
+                return Some(format!("stream {name}: epoch {} is open and archived at once", stream.delta.open()));
+            }
             if !stream.end.covers(&stream.archive.frontier) {
                 return Some(format!("stream {name}: the archive is ahead of the delta's end"));
             }

@@ -16,6 +16,8 @@ use object_store::{
 };
 use parking_lot::Mutex;
 
+use super::Storage;
+
 /// What goes wrong at a chosen write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -42,6 +44,7 @@ enum Listing {
 pub struct FaultyStore {
     inner: Arc<dyn ObjectStore>,
     writes: AtomicUsize,
+    reads: AtomicUsize,
     plan: Mutex<Option<(usize, Fault)>>,
     listing: Mutex<Listing>,
 }
@@ -51,6 +54,7 @@ impl FaultyStore {
         Arc::new(Self {
             inner,
             writes: AtomicUsize::new(0),
+            reads: AtomicUsize::new(0),
             plan: Mutex::new(None),
             listing: Mutex::new(Listing::True),
         })
@@ -65,9 +69,19 @@ impl FaultyStore {
         *self.plan.lock() = Some((self.writes.load(Ordering::SeqCst) + after, fault));
     }
 
-    /// The store without faults: what another process sees.
-    pub fn inner(&self) -> Arc<dyn ObjectStore> {
-        Arc::clone(&self.inner)
+    pub fn storage(self: &Arc<Self>) -> Storage {
+        let store: Arc<Self> = Arc::clone(self);
+        Storage::over(store)
+    }
+
+    /// What another process sees.
+    pub fn without_faults(&self) -> Storage {
+        Storage::over(Arc::clone(&self.inner))
+    }
+
+    /// Reads seen so far.
+    pub fn reads(&self) -> usize {
+        self.reads.load(Ordering::SeqCst)
     }
 
     /// Writes seen so far.
@@ -133,6 +147,7 @@ impl ObjectStore for FaultyStore {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         self.inner.get_opts(location, options).await
     }
 

@@ -12,13 +12,13 @@ use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures::FutureExt;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
 
 const STORE: &str = "local directory";
@@ -86,11 +86,11 @@ impl ObjectStore for DurableFileSystem {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        sorted(self.inner.list(prefix))
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list_with_offset(prefix, offset)
+        sorted(self.inner.list_with_offset(prefix, offset))
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
@@ -134,6 +134,18 @@ impl MultipartUpload for BufferedUpload {
     }
 }
 
+/// Listings are in the order of names, as those of object stores are; Delta readers rely on it.
+fn sorted(listing: BoxStream<'static, Result<ObjectMeta>>) -> BoxStream<'static, Result<ObjectMeta>> {
+    let collected = listing.try_collect::<Vec<_>>().map(|listed| match listed {
+        Ok(mut listed) => {
+            listed.sort_by(|a, b| a.location.cmp(&b.location));
+            stream::iter(listed.into_iter().map(Ok)).boxed()
+        }
+        Err(error) => stream::iter([Err(error)]).boxed(),
+    });
+    collected.flatten_stream().boxed()
+}
+
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     match tokio::runtime::Handle::try_current() {
         Ok(runtime) => runtime.spawn_blocking(work).await?,
@@ -162,6 +174,27 @@ fn put(path: &FsPath, payload: &PutPayload, naming: Naming) -> Result<PutResult>
         Err(source) => return Err(failed(path, source)),
     }
     Ok(PutResult { e_tag: None, version: None })
+}
+
+/// Removes staging files below `dir`. Only for a directory that nobody is writing to.
+pub(super) fn sweep(dir: &FsPath) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            removed += sweep(&path)?;
+        } else if is_staging(&path) {
+            fs::remove_file(&path)?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+fn is_staging(path: &FsPath) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    name.rsplit_once('#')
+        .is_some_and(|(_, digits)| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn staging_path(path: &FsPath) -> PathBuf {

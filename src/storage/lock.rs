@@ -18,13 +18,8 @@ impl ProcessLock {
     pub fn acquire(dir: &Path) -> Result<Self, StorageError> {
         let refused = |source| StorageError::Directory { dir: dir.to_owned(), source };
         let path = dir.join(paths::LOCK_FILE);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(refused)?;
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(refused)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

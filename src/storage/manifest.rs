@@ -71,9 +71,10 @@ impl<T: Serialize + DeserializeOwned> ManifestLog<T> {
         };
         let mut newest = match known {
             Some(number) => {
-                let document = self.read(number).await?.ok_or_else(|| {
-                    damaged(&self.path(number), "it was there and is missing now".to_owned())
-                })?;
+                let document = self
+                    .read(number)
+                    .await?
+                    .ok_or_else(|| damaged(&self.path(number), "it was there and is missing now".to_owned()))?;
                 Some((number, document))
             }
             None => None,
@@ -173,7 +174,7 @@ mod tests {
     #[tokio::test]
     async fn a_stale_or_failing_listing_hides_nothing() {
         let faulty = FaultyStore::in_memory();
-        let storage = Storage::over(faulty.clone());
+        let storage = faulty.storage();
         let log = log(&storage);
         for n in 1..=3 {
             log.create(n, &document("x")).await.unwrap();
@@ -223,7 +224,7 @@ mod tests {
     #[tokio::test]
     async fn a_full_disk_may_be_tried_again() {
         let faulty = FaultyStore::in_memory();
-        let log = log(&Storage::over(faulty.clone()));
+        let log = log(&faulty.storage());
         faulty.fail_write(0, Fault::DiskFull);
         assert!(log.create(1, &document("a")).await.unwrap_err().is_retryable());
         assert_eq!(log.create(1, &document("a")).await.unwrap(), Created::New);

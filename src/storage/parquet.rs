@@ -5,14 +5,14 @@
 
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
-use bytes::Bytes;
-use object_store::path::Path;
 use ::parquet::arrow::ArrowWriter;
 use ::parquet::basic::{Compression, ZstdLevel};
 use ::parquet::errors::ParquetError;
 use ::parquet::file::properties::{EnabledStatistics, WriterProperties};
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use bytes::Bytes;
+use object_store::path::Path;
 
 use super::{Created, Storage, StorageError, sha256_hex};
 
@@ -107,11 +107,7 @@ pub async fn write_parquet(
 }
 
 /// Creates the file at `path`. Doing it again with the same bytes is not an error.
-pub async fn put_encoded(
-    storage: &Storage,
-    path: &Path,
-    file: &EncodedFile,
-) -> Result<WrittenFile, StorageError> {
+pub async fn put_encoded(storage: &Storage, path: &Path, file: &EncodedFile) -> Result<WrittenFile, StorageError> {
     match storage.create(path, file.bytes.clone()).await? {
         Created::New | Created::MineAlready => Ok(WrittenFile {
             path: path.clone(),
@@ -137,9 +133,9 @@ pub async fn verify_file(storage: &Storage, path: &Path, sha256: &str) -> Result
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
     use arrow::array::Int64Array;
     use arrow::datatypes::{DataType, Field, Schema};
-    use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
     #[tokio::test]
     async fn what_is_written_is_read_and_a_flipped_bit_is_found() {

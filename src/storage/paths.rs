@@ -89,9 +89,7 @@ pub fn data_file_name(folder: &str, epoch: Epoch, nonce: &str) -> String {
 /// The version in the name of a numbered document, such as `00000000000000000007.json`.
 pub fn numbered_json(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".json")?;
-    (digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit()))
-        .then(|| digits.parse().ok())
-        .flatten()
+    (digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok()).flatten()
 }
 
 #[cfg(test)]

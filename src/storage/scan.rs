@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
+use ::parquet::arrow::RowNumber;
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -16,18 +17,20 @@ use datafusion::common::{DFSchema, Result, ScalarValue, Statistics};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
 use datafusion::datasource::physical_plan::{
-    FileGroup, FileGroupPartitioner, FileScanConfigBuilder, ParquetSource,
+    FileGroup, FileGroupPartitioner, FileScanConfigBuilder, FileSource, ParquetSource,
 };
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::datasource::table_schema::TableSchema;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::{CastExpr, Column};
+use datafusion::physical_expr::projection::{ProjectionExpr, ProjectionExprs};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use object_store::ObjectMeta;
 use object_store::path::Path;
-use ::parquet::arrow::RowNumber;
 use url::Url;
 
 /// Name of the column that holds the object name of the file a row was read from.
@@ -145,6 +148,26 @@ fn file_field() -> FieldRef {
     Arc::new(Field::new(FILE_COLUMN, DataType::Utf8, true))
 }
 
+/// The columns to read. `_row` is cast to itself, which takes off the mark by which the reader knows it: SQL
+/// shall see an ordinary column.
+fn projected(reader_schema: &TableSchema, projection: Option<&Vec<usize>>) -> ProjectionExprs {
+    let fields = reader_schema.table_schema().fields();
+    let all: Vec<usize> = (0..fields.len()).collect();
+    let columns = projection.unwrap_or(&all).iter().filter_map(|index| Some((*index, fields.get(*index)?)));
+    ProjectionExprs::new(columns.map(|(index, field)| {
+        let column: Arc<dyn PhysicalExpr> = Arc::new(Column::new(field.name(), index));
+        let expr: Arc<dyn PhysicalExpr> = match field.name() == ROW_COLUMN && !field.metadata().is_empty() {
+            false => column,
+            true => Arc::new(CastExpr::new_with_target_field(column, plain(field), None)),
+        };
+        ProjectionExpr::new(expr, field.name().clone())
+    }))
+}
+
+fn plain(field: &FieldRef) -> FieldRef {
+    Arc::new(field.as_ref().clone().with_metadata(std::collections::HashMap::new()))
+}
+
 fn mentions_row(filter: &Expr) -> bool {
     filter.column_refs().iter().any(|column| column.name == ROW_COLUMN)
 }
@@ -203,10 +226,12 @@ impl TableProvider for ParquetTable {
             let columns = DFSchema::try_from(Arc::clone(reader_schema.schema_without_virtual_columns()))?;
             source = source.with_predicate(state.create_physical_expr(predicate, &columns)?);
         }
-        let config = FileScanConfigBuilder::new(url, Arc::new(source))
+        let source = source
+            .try_pushdown_projection(&projected(&reader_schema, projection))?
+            .unwrap_or_else(|| Arc::new(source));
+        let config = FileScanConfigBuilder::new(url, source)
             .with_file_groups(self.file_groups(state))
             .with_statistics(statistics)
-            .with_projection_indices(projection.cloned())?
             .with_limit(limit)
             .build();
         Ok(DataSourceExec::from_data_source(config))
@@ -223,6 +248,7 @@ impl fmt::Display for ParquetTable {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::Storage;
+    use super::super::faults::FaultyStore;
     use super::super::parquet::write_parquet;
     use super::*;
     use arrow::array::{Array, Int64Array, RecordBatch, StringArray};
@@ -270,9 +296,10 @@ mod tests {
         let mut rows = Vec::new();
         for batch in batches {
             for row in 0..batch.num_rows() {
-                let cells = batch.columns().iter().map(|column| {
-                    arrow::util::display::array_value_to_string(column, row).unwrap()
-                });
+                let cells = batch
+                    .columns()
+                    .iter()
+                    .map(|column| arrow::util::display::array_value_to_string(column, row).unwrap());
                 rows.push(cells.collect::<Vec<_>>().join("|"));
             }
         }
@@ -324,6 +351,23 @@ mod tests {
             answer(&context, sql).await,
             "dir/big.parquet|3|3\ndir/big.parquet|350003|350003\ndir/old.parquet|0|700003"
         );
+    }
+
+    #[tokio::test]
+    async fn footers_are_read_once_and_planning_reads_nothing() {
+        let faulty = FaultyStore::in_memory();
+        let storage = faulty.storage();
+        let context = context(&storage).await;
+        let begun = faulty.reads();
+        answer(&context, "EXPLAIN SELECT n FROM t WHERE n = 5").await;
+        answer(&context, "SELECT count(*) FROM t").await;
+        assert_eq!(faulty.reads(), begun, "sizes and row counts are known");
+        let sql = "SELECT count(*) FROM t WHERE n < 0";
+        answer(&context, sql).await;
+        let first = faulty.reads() - begun;
+        assert!(first >= 3, "each of the three footers is read: {first}");
+        answer(&context, sql).await;
+        assert_eq!(faulty.reads() - begun, first, "statistics in cached footers rule out every row");
     }
 
     #[tokio::test]

@@ -11,8 +11,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+use crate::config::parse_duration;
+
 /// Keys of one field at most; a table of this size costs a few dozen megabytes and well under a second.
 const KEYS_MAX: u32 = 10_000_000;
+/// At most a century, so that an instant minus it stays within the years that can be written.
+const DURATION_MAX: Duration = Duration::from_secs(100 * 366 * 86_400);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ProfileError {
@@ -494,26 +498,9 @@ fn one() -> f64 {
     1.0
 }
 
-/// A number and a unit: `250ms`, `30s`, `5m`, `12h`, `3d`.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = text.get(digits.len()..).unwrap_or_default();
-    let seconds = match unit {
-        "ms" => 0.001,
-        "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3_600.0,
-        "d" => 86_400.0,
-        _ => return Err(format!("{text}: write a number and ms, s, m, h or d, such as 30s")),
-    };
-    let number: f64 = digits.parse().map_err(|_| format!("{text}: {digits} is not a number"))?;
-    Duration::try_from_secs_f64(number * seconds)
-        .ok()
-        .filter(|duration| duration.as_secs() < 100 * 366 * 86_400)
-        .ok_or_else(|| format!("{text}: must lie between 0 and 100 years"))
-}
-
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
-    parse_duration(&text).map_err(serde::de::Error::custom)
+    parse_duration(&text).filter(|duration| *duration <= DURATION_MAX).ok_or_else(|| {
+        serde::de::Error::custom(format!("{text:?} is not a duration of at most 100 years; write it like \"30s\""))
+    })
 }

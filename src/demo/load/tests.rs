@@ -13,7 +13,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
 
 use crate::demo::load::generator::{Destination, Generator, Kind, Timeline};
-use crate::demo::load::profile::{Profile, ProfileError, Variety, parse_duration};
+use crate::demo::load::profile::{Profile, ProfileError, Variety};
 use crate::demo::load::{LoadConfig, LoadError, LoadReport, Transactions, run};
 use crate::runtime::Shutdown;
 
@@ -349,6 +349,7 @@ fn profile_errors_name_the_file_and_the_key() {
         ("name = \"page\"", "name = \"id\"", "field id: is described twice"),
         ("[[field]]", "[late]\nshare = 1.5\n[[field]]", "late.share: must lie between 0 and 1"),
         ("[[field]]", "[undeclared]\nshare = 0.1\nnames = []\n[[field]]", "undeclared.names: must name"),
+        ("[[field]]", "[late]\nfrom = \"5\"\n[[field]]", "\"5\" is not a duration"),
         ("kind = \"uuid\"", "kind = \"uiud\"", "unknown variant `uiud`"),
         ("required = true", "requiered = true", "unknown field `requiered`"),
         (
@@ -373,16 +374,6 @@ fn profile_errors_name_the_file_and_the_key() {
     }
     let missing = Profile::from_file(Path::new("no/such.toml")).unwrap_err();
     assert_eq!(missing.to_string(), "cannot read the profile no/such.toml");
-}
-
-#[test]
-fn durations_have_a_unit() {
-    assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
-    assert_eq!(parse_duration("1.5h"), Ok(Duration::from_secs(5_400)));
-    assert_eq!(parse_duration("3d"), Ok(Duration::from_secs(259_200)));
-    for wrong in ["", "5", "s", "-1s", "5 weeks", "1000000d"] {
-        assert!(parse_duration(wrong).is_err(), "{wrong}");
-    }
 }
 
 /// One line of a truth file, by the names of its header.

@@ -339,10 +339,12 @@ async fn a_null_in_place_of_a_state_counts_for_nothing() {
             );
             RecordBatch::try_new(Arc::clone(&nullable), columns).unwrap()
         };
+        let held =
+            states.iter().map(|b| RecordBatch::try_new(Arc::clone(&nullable), b.columns().to_vec()).unwrap());
         let mut both: Vec<RecordBatch> = states.iter().map(missing).collect();
-        both.extend(
-            states.iter().map(|b| RecordBatch::try_new(Arc::clone(&nullable), b.columns().to_vec()).unwrap()),
-        );
+        both.extend(held);
+        // Many more, so that every partition also passes some on without grouping them.
+        both.extend((0..8).flat_map(|_| states.iter().map(missing)));
         let merged = run.collect(run.view.merge_plan(mem(nullable, vec![both])).unwrap()).await;
         assert_eq!(rows_of(&run.engine.collect(query, 2).await.unwrap()), rows_of(&merged), "{sql}");
     }

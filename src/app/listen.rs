@@ -1,0 +1,107 @@
+//! The whole service: opens, listens, reads Kafka, refreshes, until a signal or a fault ends it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::Core;
+use super::database::Merged;
+use crate::config::Config;
+use crate::runtime::{Shutdown, spawn};
+use crate::serve::http::serve_http;
+use crate::serve::session::{QueryService, query_runtime};
+use crate::serve::{self, Database, Endpoint, pg};
+
+/// How often gauges are brought up to date.
+const GAUGE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Where the service can be reached.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    pub pg: SocketAddr,
+    pub http: SocketAddr,
+}
+
+/// Serves until `shutdown`; `ready` is called once queries are answered.
+///
+/// # Errors
+/// When something cannot be opened, or when a part fails for good while running.
+pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addresses)) -> Result<()> {
+    // Ports first: a taken one should be told at once, not after the archive was read.
+    let pg_listener = pg::listen((config.server.bind, config.server.pg_port).into()).await?;
+    let http = Endpoint::http((config.server.bind, config.server.http_port).into());
+    let http_listener = http.listen().await?;
+    let addresses = Addresses { pg: pg_listener.local_addr()?, http: http_listener.local_addr()? };
+
+    let mut core = Core::open(config, shutdown.clone()).await?;
+    let health = core.health.clone();
+    let limits = serve::Limits {
+        connections_max: core.config.server.connections_max,
+        statement_timeout: core.config.query.timeout,
+        ..serve::Limits::default()
+    };
+    let queries = query_runtime(core.config.query.threads).context("cannot start the query threads")?;
+    let database: Arc<dyn Database> = Arc::new(Merged::new(&core));
+    let service =
+        QueryService::new(Arc::clone(&database), limits, queries.handle().clone(), Arc::clone(&core.metrics))?;
+
+    let running = core.start_intake().await?;
+    let schedule = Arc::clone(&core.refresher).schedule(Arc::clone(&core.cell), core.refresh_interval(), health.clone());
+    spawn("refresh schedule", &health, schedule);
+    spawn("gauges", &health, gauges(&core));
+    let (stop, poison) = (shutdown.clone(), health.clone());
+    spawn("http", &health, {
+        let (metrics, health, shutdown) = (Arc::clone(&core.metrics), health.clone(), shutdown.clone());
+        async move {
+            if let Err(error) = serve_http(http_listener, database, metrics, shutdown, health.clone()).await {
+                poison.poison("http", error);
+            }
+        }
+    });
+    spawn("postgres", &health, {
+        let (health, shutdown) = (health.clone(), shutdown.clone());
+        async move {
+            if let Err(error) = pg::serve_pg(pg_listener, service, shutdown, health.clone()).await {
+                health.poison("postgres", error);
+            }
+        }
+    });
+    ready(addresses);
+    stop.wait().await;
+    tokio::task::spawn_blocking(move || running.join()).await.context("intake did not end in order")?;
+    queries.shutdown_background();
+    drop(core);
+    match health.failures().as_slice() {
+        [] => Ok(()),
+        failures => bail!("{}", failures.join("; ")),
+    }
+}
+
+/// Brings gauges up to date until shutdown.
+fn gauges(core: &Core) -> impl Future<Output = ()> + Send + 'static {
+    let (cell, status, metrics) = (Arc::clone(&core.cell), core.status.clone(), Arc::clone(&core.metrics));
+    let shutdown = core.shutdown.clone();
+    async move {
+        loop {
+            let snapshot = cell.load();
+            let bytes: usize = snapshot.streams.values().map(|stream| stream.delta.bytes()).sum();
+            metrics.delta_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+            metrics.generation.set(i64::try_from(snapshot.generation.id.0).unwrap_or(i64::MAX));
+            for (stream, partitions) in status.partitions() {
+                let Some(counted) = snapshot.streams.get(&stream) else { continue };
+                for (id, partition) in partitions {
+                    if let Some(end) = partition.end {
+                        metrics.set_consumer_lag(&stream, id.0, (end.0 - counted.end.position(id).0).max(0));
+                    }
+                }
+            }
+            drop(snapshot);
+            tokio::select! {
+                () = tokio::time::sleep(GAUGE_INTERVAL) => {}
+                () = shutdown.wait() => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Brings memory back from the archive after a start: the delta since the generation, and the key index.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use datafusion::arrow::compute::concat_batches;
+use datafusion::logical_expr::{LogicalPlanBuilder, ident};
+use datafusion::datasource::provider_as_source;
+use futures::TryStreamExt;
+
+use crate::archive::dedup::KeyIndex;
+use crate::archive::{ArchiveSnapshot, Kind};
+use crate::catalog::stream::Stream;
+use crate::delta::Delta;
+use crate::engine::Engine;
+use crate::merge::catalog::Names;
+use crate::position::Epoch;
+
+/// Threads for work that the start waits for: nothing else runs yet.
+const THREADS: usize = 2;
+
+/// The delta of one stream from the epochs after `base`, which the generation does not hold.
+pub async fn delta(
+    engine: &Engine,
+    names: &Names,
+    stream: &str,
+    archive: &ArchiveSnapshot,
+    base: Epoch,
+) -> Result<Delta> {
+    let mut states = BTreeMap::new();
+    if archive.files_in(Kind::Event, base).next().is_some() {
+        for (name, input) in names.views.iter().filter(|(_, input)| input.stream.name == stream) {
+            let records = archive.table(input.stream.record_schema(), Kind::Event, base);
+            let plan = input.view.state_plan(Arc::new(records))?;
+            let batches = engine.collect(plan, THREADS).await.with_context(|| format!("cannot restore view {name}"))?;
+            states.insert(name.clone(), concat_batches(&input.view.state_schema(), &batches)?);
+        }
+    }
+    Ok(Delta::restored(base, archive.epoch, states))
+}
+
+/// The keys of every record that counts.
+pub async fn keys(engine: &Engine, stream: &Stream, archive: &ArchiveSnapshot) -> Result<KeyIndex> {
+    let mut index = KeyIndex::default();
+    let Some(column) = stream.key.and_then(|key| stream.columns.get(key)) else { return Ok(index) };
+    let table = archive.table(stream.record_schema(), Kind::Event, Epoch::default());
+    let plan = LogicalPlanBuilder::scan("archive", provider_as_source(Arc::new(table)), None)?
+        .project([ident(&column.name)])?
+        .build()?;
+    let mut batches = engine.stream(plan, THREADS).await?;
+    while let Some(batch) = batches.try_next().await.with_context(|| format!("cannot read the keys of {}", stream.name))? {
+        index.insert(batch.column(0))?;
+    }
+    Ok(index)
+}

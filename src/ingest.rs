@@ -1,0 +1,317 @@
+//! From decoded micro-batches to what readers see: decides what is a duplicate, keeps the ledger, feeds archive
+//! and delta, and shows the result as one step.
+//!
+//! A record is decided about once, here, and the decision is archived with it: so batch and speed can not
+//! disagree about what counts. The order of steps for a micro-batch:
+//!
+//! 1. duplicates are split off against the key index;
+//! 2. the ledger takes the passed offsets and where they went;
+//! 3. the committer gets the records for the open epoch;
+//! 4. partial states are computed for every view;
+//! 5. the snapshot moves: states, records, position and ledger at once.
+//!
+//! An epoch is sealed every `archive.commit_interval` or `archive.commit_bytes_max`. Sealing does not stop
+//! intake: the next epoch fills while the committer writes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use datafusion::arrow::array::{AsArray, BooleanArray};
+use datafusion::arrow::compute::{filter_record_batch, not};
+use datafusion::arrow::datatypes::{Int32Type, TimestampMicrosecondType};
+use datafusion::arrow::record_batch::RecordBatch;
+
+use crate::archive::Kind;
+use crate::archive::dedup::KeyIndex;
+use crate::archive::ledger::{Ledger, LedgerRow};
+use crate::batch::run::ViewInput;
+use crate::catalog::stream::{PARTITION, PRODUCED_AT, Stream};
+use crate::delta::fold;
+use crate::engine::Engine;
+use crate::kafka::{Decoded, Sink, SinkError};
+use crate::merge::snapshot::SnapshotCell;
+use crate::metrics::{EventLabels, EventOutcome, Metrics, StreamLabel};
+use crate::position::{PartitionId, StreamFrontier};
+use crate::runtime::{Clock, Shutdown};
+
+pub mod committer;
+
+use committer::Work;
+
+/// One stream on its way in.
+#[derive(Debug)]
+pub struct StreamIntake {
+    pub stream: Arc<Stream>,
+    pub views: Vec<ViewInput>,
+    pub keys: KeyIndex,
+    pub frontier: StreamFrontier,
+    pub ledger: Ledger,
+    pub committer: SyncSender<Work>,
+}
+
+/// When epochs are sealed and intake waits.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub commit_interval: Duration,
+    pub commit_bytes_max: usize,
+    pub delta_bytes_max: usize,
+}
+
+/// What the sink shares with the rest of the process.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    pub engine: Arc<Engine>,
+    pub cell: Arc<SnapshotCell>,
+    pub clock: Arc<dyn Clock>,
+    pub metrics: Arc<Metrics>,
+    pub shutdown: Shutdown,
+    /// Asks for a refresh, because the delta has outgrown its budget.
+    pub refresh_wanted: Arc<tokio::sync::Notify>,
+}
+
+/// A guard that a test may switch off, to see the suite go red without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dedup {
+    On,
+    OffForTest,
+}
+
+/// The sink at the end of the intake pipeline.
+#[derive(Debug)]
+pub struct Ingest {
+    streams: Vec<OpenStream>,
+    limits: Limits,
+    dedup: Dedup,
+    shared: Shared,
+    runtime: tokio::runtime::Runtime,
+}
+
+#[derive(Debug)]
+struct OpenStream {
+    intake: StreamIntake,
+    key: Option<usize>,
+    /// Bytes of raw records in the open epoch, and when its first batch came.
+    bytes: usize,
+    since: Option<Instant>,
+}
+
+impl Ingest {
+    /// `streams` stand in the order of the sources that intake reads.
+    pub fn new(streams: Vec<StreamIntake>, limits: Limits, dedup: Dedup, shared: Shared) -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        let streams = streams
+            .into_iter()
+            .map(|intake| OpenStream { key: intake.stream.key, intake, bytes: 0, since: None })
+            .collect();
+        Ok(Self { streams, limits, dedup, shared, runtime })
+    }
+
+    fn take(&mut self, batch: Decoded) -> Result<(), SinkError> {
+        let Some(stream) = self.streams.get_mut(batch.source) else { return Ok(()) };
+        let name = stream.intake.stream.name.clone();
+        let failed = |what: &str, error: &dyn std::fmt::Display| SinkError(format!("stream {name}: {what}: {error}"));
+
+        let (events, duplicates) = match (stream.key, self.dedup) {
+            (Some(key), Dedup::On) => {
+                let new = stream.intake.keys.insert(batch.records.column(key)).map_err(|e| failed("dedup", &e))?;
+                split(&batch.records, &new).map_err(|e| failed("dedup", &e))?
+            }
+            _ => (batch.records.clone(), batch.records.slice(0, 0)),
+        };
+        stream.count(&batch, &events, &duplicates).map_err(|e| failed("conservation", &e))?;
+
+        let work = [
+            (Kind::Event, &events),
+            (Kind::Duplicate, &duplicates),
+            (Kind::Quarantined, &batch.rejects),
+        ];
+        for (kind, rows) in work.into_iter().filter(|(_, rows)| rows.num_rows() > 0) {
+            stream.send(Work::Append(kind, rows.clone()))?;
+        }
+        let mut states = Vec::with_capacity(stream.intake.views.len());
+        if events.num_rows() > 0 {
+            for ViewInput { view, .. } in &stream.intake.views {
+                let computed = self.runtime.block_on(fold::states(&self.shared.engine, view, &events));
+                states.push((view.name().to_owned(), computed.map_err(|e| failed("delta", &e))?));
+            }
+        }
+        let outcome = [
+            (EventOutcome::Counted, events.num_rows()),
+            (EventOutcome::Duplicate, duplicates.num_rows()),
+            (EventOutcome::Quarantined, batch.rejects.num_rows()),
+        ];
+        let produced = produced_at(&events);
+        let (frontier, ledger) = (Arc::new(stream.intake.frontier.clone()), Arc::new(stream.intake.ledger.clone()));
+        self.shared.cell.update_stream(&name, |snapshot| {
+            snapshot.delta = Arc::new(snapshot.delta.fold(events, duplicates, batch.rejects, states));
+            snapshot.end = frontier;
+            snapshot.ledger = ledger;
+        });
+        self.measure(&name, outcome, &produced);
+
+        let Some(stream) = self.streams.get_mut(batch.source) else { return Ok(()) };
+        stream.bytes += batch.payload_bytes;
+        stream.since.get_or_insert_with(Instant::now);
+        if stream.bytes >= self.limits.commit_bytes_max {
+            stream.seal(&self.shared.cell)?;
+        }
+        self.combine(batch.source)
+    }
+
+    fn measure(&self, stream: &str, outcome: [(EventOutcome, usize); 3], produced: &[i64]) {
+        for (outcome, rows) in outcome {
+            let labels = EventLabels { stream: stream.to_owned(), outcome };
+            self.shared.metrics.events.get_or_create(&labels).inc_by(rows as u64);
+        }
+        let latency = self.shared.metrics.processing_latency.get_or_create(&StreamLabel { stream: stream.to_owned() });
+        let now = self.shared.clock.now();
+        // One observation per hundred records tells the distribution and costs nothing.
+        for at in produced.iter().step_by(100) {
+            #[expect(clippy::cast_precision_loss, reason = "microseconds of an age")]
+            latency.observe((now - at).max(0) as f64 / 1e6);
+        }
+    }
+
+    /// Seals what is due, and waits while the delta is over its budget.
+    fn tend(&mut self) -> Result<(), SinkError> {
+        for stream in &mut self.streams {
+            if stream.since.is_some_and(|since| since.elapsed() >= self.limits.commit_interval) {
+                stream.seal(&self.shared.cell)?;
+            }
+        }
+        let bytes = || {
+            let snapshot = self.shared.cell.load();
+            snapshot.streams.values().map(|s| s.delta.bytes()).sum::<usize>()
+        };
+        let mut warned = false;
+        while bytes() > self.limits.delta_bytes_max && !self.shared.shutdown.is_triggered() {
+            if !warned {
+                tracing::warn!(max = self.limits.delta_bytes_max, "delta over its budget: intake waits for a refresh");
+                warned = true;
+                // What is not committed can not leave the delta.
+                for stream in &mut self.streams {
+                    stream.seal(&self.shared.cell)?;
+                }
+            }
+            self.shared.refresh_wanted.notify_one();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Combines runs of the delta where there are too many.
+    fn combine(&self, source: usize) -> Result<(), SinkError> {
+        let Some(stream) = self.streams.get(source) else { return Ok(()) };
+        let name = &stream.intake.stream.name;
+        let Some(delta) = self.shared.cell.load().streams.get(name).map(|s| Arc::clone(&s.delta)) else {
+            return Ok(());
+        };
+        for due in delta.due() {
+            let Some(input) = stream.intake.views.iter().find(|input| input.view.name() == due.view) else { continue };
+            let states = self
+                .runtime
+                .block_on(fold::combined(&self.shared.engine, &input.view, &due))
+                .map_err(|error| SinkError(format!("stream {name}: delta: {error}")))?;
+            self.shared.cell.update_stream(name, |snapshot| {
+                snapshot.delta = Arc::new(snapshot.delta.replaced(&due, states));
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Sink for Ingest {
+    fn accept(&mut self, batch: Decoded) -> Result<(), SinkError> {
+        self.take(batch)?;
+        self.tend()
+    }
+
+    fn idle(&mut self) -> Result<(), SinkError> {
+        self.tend()
+    }
+}
+
+impl OpenStream {
+    /// Moves frontier and ledger past the batch.
+    fn count(&mut self, batch: &Decoded, events: &RecordBatch, duplicates: &RecordBatch) -> Result<(), String> {
+        let mut seen: BTreeMap<PartitionId, LedgerRow> = BTreeMap::new();
+        for partition in partitions(events) {
+            seen.entry(partition).or_default().events += 1;
+        }
+        for partition in partitions(duplicates) {
+            seen.entry(partition).or_default().duplicates += 1;
+        }
+        for partition in partitions(&batch.rejects) {
+            seen.entry(partition).or_default().quarantined += 1;
+        }
+        if self.intake.frontier.topic.is_none() {
+            self.intake.frontier.topic.clone_from(&batch.topic);
+        }
+        for (partition, to) in &batch.positions {
+            let from = self.intake.frontier.position(*partition);
+            let passed = u64::try_from(to.0 - from.0)
+                .map_err(|_| format!("partition {partition} would go back from offset {from} to {to}"))?;
+            let new = seen.remove(partition).unwrap_or_default();
+            let records = new.events + new.duplicates + new.quarantined;
+            let gaps = passed
+                .checked_sub(records)
+                .ok_or_else(|| format!("partition {partition}: {records} records between offsets {from} and {to}"))?;
+            self.intake.frontier.advance(*partition, *to);
+            let row = self.intake.ledger.entry(*partition).or_default();
+            row.passed += passed;
+            row.events += new.events;
+            row.duplicates += new.duplicates;
+            row.quarantined += new.quarantined;
+            row.gaps += gaps;
+        }
+        match seen.keys().next() {
+            None => Ok(()),
+            Some(partition) => Err(format!("partition {partition} has records but no new position")),
+        }
+    }
+
+    /// Ends the open epoch and hands it to the committer.
+    fn seal(&mut self, cell: &SnapshotCell) -> Result<(), SinkError> {
+        if self.since.take().is_none() {
+            return Ok(());
+        }
+        self.bytes = 0;
+        // Readers first: what comes next belongs to the next epoch before the commit can be seen.
+        cell.update_stream(&self.intake.stream.name, |snapshot| {
+            snapshot.delta = Arc::new(snapshot.delta.sealed());
+        });
+        self.send(Work::Seal(self.intake.frontier.clone(), self.intake.ledger.clone()))
+    }
+
+    fn send(&self, work: Work) -> Result<(), SinkError> {
+        self.intake
+            .committer
+            .send(work)
+            .map_err(|_| SinkError(format!("stream {}: the committer has stopped", self.intake.stream.name)))
+    }
+}
+
+fn split(records: &RecordBatch, new: &BooleanArray) -> Result<(RecordBatch, RecordBatch), datafusion::arrow::error::ArrowError> {
+    if new.true_count() == new.len() {
+        return Ok((records.clone(), records.slice(0, 0)));
+    }
+    Ok((filter_record_batch(records, new)?, filter_record_batch(records, &not(new)?)?))
+}
+
+fn partitions(batch: &RecordBatch) -> Vec<PartitionId> {
+    batch
+        .column_by_name(PARTITION)
+        .and_then(|column| column.as_primitive_opt::<Int32Type>())
+        .map(|column| column.values().iter().map(|p| PartitionId(*p)).collect())
+        .unwrap_or_default()
+}
+
+fn produced_at(batch: &RecordBatch) -> Vec<i64> {
+    batch
+        .column_by_name(PRODUCED_AT)
+        .and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>())
+        .map(|column| column.iter().flatten().collect())
+        .unwrap_or_default()
+}

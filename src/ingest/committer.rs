@@ -1,0 +1,125 @@
+//! The epoch committer: encodes records as they come and commits sealed epochs, one thread a stream.
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use datafusion::arrow::record_batch::RecordBatch;
+
+use crate::archive::writer::EncodedEpoch;
+use crate::archive::{Archive, ArchiveError, ArchiveSnapshot, Kind};
+use crate::archive::ledger::Ledger;
+use crate::merge::snapshot::SnapshotCell;
+use crate::metrics::{Metrics, StreamLabel, StreamOutcomeLabels, WorkOutcome};
+use crate::position::StreamFrontier;
+use crate::runtime::{Health, Shutdown};
+
+/// What the committer is told, in order.
+#[derive(Debug)]
+pub enum Work {
+    Append(Kind, RecordBatch),
+    /// The epoch ends here: commit it.
+    Seal(StreamFrontier, Ledger),
+}
+
+/// Commits the epochs of one stream.
+#[derive(Debug)]
+pub struct Committer {
+    pub stream: String,
+    pub archive: Archive,
+    pub cell: Arc<SnapshotCell>,
+    pub metrics: Arc<Metrics>,
+    pub health: Health,
+    pub shutdown: Shutdown,
+    pub retry_interval: Duration,
+    /// Where the archive does its I/O.
+    pub io: tokio::runtime::Handle,
+}
+
+impl Committer {
+    /// Works until the sender is gone. An error from which it cannot recover poisons health and ends the
+    /// process: going on would lose records or count them twice.
+    pub fn run(mut self, work: &Receiver<Work>) {
+        if let Err(error) = self.serve(work) {
+            self.health.poison("archive", format!("stream {}: {}", self.stream, chain(&error)));
+            self.shutdown.trigger();
+        }
+        self.io.block_on(self.archive.settle());
+    }
+
+    fn serve(&mut self, work: &Receiver<Work>) -> Result<(), ArchiveError> {
+        let mut writer = self.archive.begin();
+        while let Ok(next) = work.recv() {
+            match next {
+                Work::Append(kind, records) => writer.append(kind, &records)?,
+                Work::Seal(frontier, ledger) => {
+                    let began = Instant::now();
+                    let epoch = writer.finish(frontier, ledger)?;
+                    let Some(snapshot) = self.commit(&epoch)? else { return Ok(()) };
+                    self.measure(&epoch, began.elapsed());
+                    self.cell.update_stream(&self.stream, |stream| {
+                        stream.delta = Arc::new(stream.delta.archived(snapshot.epoch));
+                        stream.archive = snapshot;
+                    });
+                    writer = self.archive.begin();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries until it is committed; None when the process ends before that. Meanwhile the queue behind fills,
+    /// intake waits, and reads go on.
+    fn commit(&mut self, epoch: &EncodedEpoch) -> Result<Option<Arc<ArchiveSnapshot>>, ArchiveError> {
+        loop {
+            match self.io.block_on(self.archive.commit(epoch)) {
+                Ok(snapshot) => return Ok(Some(snapshot)),
+                Err(error) if error.is_retryable() => {
+                    let stream = &self.stream;
+                    tracing::error!(stream, error = chain(&error), "commit failed; intake waits, will try again");
+                    self.outcome(WorkOutcome::Failed);
+                    if self.sleep() {
+                        return Ok(None);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// True when the process is ending.
+    fn sleep(&self) -> bool {
+        let until = Instant::now() + self.retry_interval;
+        while Instant::now() < until {
+            if self.shutdown.is_triggered() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        false
+    }
+
+    fn measure(&self, epoch: &EncodedEpoch, took: Duration) {
+        let stream = StreamLabel { stream: self.stream.clone() };
+        self.metrics.archive_commit_duration.get_or_create(&stream).observe(took.as_secs_f64());
+        self.metrics.archive_bytes.get_or_create(&stream).inc_by(epoch.bytes() as u64);
+        self.outcome(WorkOutcome::Done);
+    }
+
+    fn outcome(&self, outcome: WorkOutcome) {
+        let labels = StreamOutcomeLabels { stream: self.stream.clone(), outcome };
+        self.metrics.archive_commits.get_or_create(&labels).inc();
+    }
+}
+
+/// An error with all its causes, for the one place where it is handled.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

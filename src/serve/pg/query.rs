@@ -1,0 +1,560 @@
+//! The two query protocols over one session.
+//!
+//! | message | here |
+//! |---|---|
+//! | Query | each statement in turn: run, send its rows as they come, then the next |
+//! | Parse | one statement, planned once for the types of its parameters and results |
+//! | Bind | values checked for number and format |
+//! | Execute | started at the first, continued by the next; never more rows in memory than a few pieces |
+//! | Sync | outside a transaction it closes every portal |
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow_pg::datatypes::df::deserialize_parameters;
+use async_trait::async_trait;
+use datafusion::arrow::datatypes::{DataType, SchemaRef};
+use datafusion::common::ParamValues;
+use futures::{Sink, SinkExt, StreamExt, stream};
+use pgwire::api::portal::{Format, Portal, PortalExecutionState};
+use pgwire::api::query::{ExtendedQueryHandler, SimpleQueryHandler, send_ready_for_query};
+use pgwire::api::results::{
+    DescribePortalResponse, DescribeResponse, DescribeStatementResponse, FieldInfo, QueryResponse, Response, Tag,
+};
+use pgwire::api::stmt::{QueryParser, StoredStatement};
+use pgwire::api::store::{Entry, PortalStore};
+use pgwire::api::{
+    ClientInfo, ClientPortalStore, DEFAULT_NAME, PgWireConnectionState, Type,
+};
+use pgwire::error::{PgWireError, PgWireResult};
+use pgwire::messages::PgWireBackendMessage;
+use pgwire::messages::data::{DataRow, RowDescription};
+use pgwire::messages::extendedquery::{Bind, BindComplete, Execute, PortalSuspended, Sync as SyncMessage};
+use pgwire::messages::response::{CommandComplete, EmptyQueryResponse, ReadyForQuery, TransactionStatus};
+use pgwire::messages::simplequery::Query;
+use pgwire::messages::startup::ParameterStatus;
+
+use super::encode::{RowEncoder, describe, parameter_type};
+use super::startup::Connection;
+use super::wire;
+use crate::serve::error::{QueryError, SqlState};
+use crate::serve::session::statement::Statement;
+use crate::serve::session::{Encode, Outcome, Prepared, QueryService, Rows, Session, Stop};
+
+/// Speaks both protocols for one connection.
+#[derive(Debug)]
+pub(super) struct Queries {
+    write_timeout: Duration,
+}
+
+/// What a statement's execution answers, before any row was sent.
+enum Started {
+    Rows { infos: Arc<Vec<FieldInfo>>, rows: RowStream, tag: &'static str },
+    Done { tag: &'static str, status: Option<TransactionStatus> },
+}
+
+type RowStream = std::pin::Pin<Box<dyn stream::Stream<Item = PgWireResult<DataRow>> + Send>>;
+
+impl Queries {
+    pub(super) fn new(service: Arc<QueryService>) -> Self {
+        Self { write_timeout: service.limits().write_timeout }
+    }
+
+    async fn start<C>(
+        &self,
+        client: &mut C,
+        connection: &Connection,
+        statement: &Statement,
+        bound: Bound<'_>,
+        stop: &mut Stop,
+    ) -> PgWireResult<Started>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let mut session = connection.session.lock().await;
+        check_status(client.transaction_status(), statement)?;
+        let format = bound.format;
+        let mut infos = Arc::new(Vec::new());
+        let described = &mut infos;
+        let encoder = |schema: &SchemaRef| -> Result<Encode<Vec<DataRow>>, QueryError> {
+            let encoder = RowEncoder::new(schema, format).map_err(undescribable)?;
+            *described = Arc::clone(encoder.infos());
+            Ok(Box::new(move |batch| encoder.encode(&batch)))
+        };
+        let work = session.execute(statement, bound.parameters, bound.promised, encoder);
+        let outcome = stop.race(work).await.and_then(|done| done).map_err(wire)?;
+        let failed = client.transaction_status() == TransactionStatus::Error;
+        Ok(match outcome {
+            Outcome::Rows { rows, tag, .. } => Started::Rows { infos, rows: row_stream(rows), tag },
+            Outcome::Table { batch, tag } => {
+                let encoder = RowEncoder::new(&batch.schema(), format)?;
+                let rows = encoder.encode(&batch).map_err(wire)?;
+                let rows: RowStream = Box::pin(stream::iter(rows.into_iter().map(Ok)));
+                Started::Rows { infos: Arc::clone(encoder.infos()), rows, tag }
+            }
+            Outcome::Done(tag) => {
+                let rolled_back = failed && tag == "ROLLBACK";
+                Started::Done { tag, status: rolled_back.then_some(TransactionStatus::Transaction) }
+            }
+            Outcome::Began => Started::Done { tag: "BEGIN", status: Some(TransactionStatus::Transaction) },
+            Outcome::Ended(tag) => {
+                // As PostgreSQL: a failed transaction cannot be committed.
+                let tag = if failed { "ROLLBACK" } else { tag };
+                Started::Done { tag, status: Some(TransactionStatus::Idle) }
+            }
+            Outcome::Forget { name, tag } => {
+                forget(client, connection, name.as_deref())?;
+                Started::Done { tag, status: None }
+            }
+            Outcome::Changed(tag) => {
+                report(client, &session, statement).await?;
+                Started::Done { tag, status: None }
+            }
+        })
+    }
+
+    /// Sends up to `limit` rows (all when zero). True when the result has ended.
+    async fn pump<C>(
+        &self,
+        client: &mut C,
+        rows: &mut RowStream,
+        limit: usize,
+        stop: &mut Stop,
+    ) -> PgWireResult<(usize, bool)>
+    where
+        C: Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let mut sent = 0;
+        while limit == 0 || sent < limit {
+            match stop.race(rows.next()).await.map_err(wire)? {
+                Some(row) => {
+                    self.feed(client, PgWireBackendMessage::DataRow(row?)).await?;
+                    sent += 1;
+                }
+                None => return Ok((sent, true)),
+            }
+        }
+        Ok((sent, false))
+    }
+
+    /// Hands a message to the socket's buffer; a client that does not read for too long is dropped.
+    async fn feed<C>(&self, client: &mut C, message: PgWireBackendMessage) -> PgWireResult<()>
+    where
+        C: Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        match tokio::time::timeout(self.write_timeout, client.feed(message)).await {
+            Ok(fed) => Ok(fed?),
+            Err(_) => Err(PgWireError::IoError(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                "the client did not read its result in time",
+            ))),
+        }
+    }
+}
+
+/// What an execution is bound to.
+struct Bound<'a> {
+    parameters: Option<ParamValues>,
+    promised: Option<&'a SchemaRef>,
+    format: &'a Format,
+}
+
+#[async_trait]
+impl SimpleQueryHandler for Queries {
+    async fn on_query<C>(&self, client: &mut C, query: Query) -> PgWireResult<()>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let connection = connection(client)?;
+        client.set_state(PgWireConnectionState::QueryInProgress);
+        let statements = connection.session.lock().await.parse(&query.query).map_err(wire)?;
+        if statements.is_empty() {
+            self.feed(client, PgWireBackendMessage::EmptyQueryResponse(EmptyQueryResponse::new())).await?;
+        }
+        for statement in &statements {
+            let mut stop = connection.session.lock().await.stop();
+            let bound = Bound { parameters: None, promised: None, format: &Format::UnifiedText };
+            match self.start(client, &connection, statement, bound, &mut stop).await? {
+                Started::Rows { infos, mut rows, tag } => {
+                    let fields = infos.iter().map(Into::into).collect();
+                    let description = RowDescription::new(fields);
+                    self.feed(client, PgWireBackendMessage::RowDescription(description)).await?;
+                    let (sent, _) = self.pump(client, &mut rows, 0, &mut stop).await?;
+                    self.feed(client, complete(tag, Some(sent))).await?;
+                }
+                Started::Done { tag, status } => {
+                    self.feed(client, complete(tag, None)).await?;
+                    if let Some(status) = status {
+                        client.set_transaction_status(status);
+                    }
+                }
+            }
+        }
+        client.set_state(PgWireConnectionState::ReadyForQuery);
+        let status = client.transaction_status();
+        send_ready_for_query(client, status).await
+    }
+
+    async fn do_query<C>(&self, _: &mut C, _: &str) -> PgWireResult<Vec<Response>>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        Err(wire(QueryError::internal("simple queries are answered statement by statement")))
+    }
+}
+
+#[async_trait]
+impl ExtendedQueryHandler for Queries {
+    type Statement = Arc<Prepared>;
+    type QueryParser = Preparing;
+
+    fn query_parser(&self) -> Arc<Self::QueryParser> {
+        Arc::new(Preparing)
+    }
+
+    async fn on_bind<C>(&self, client: &mut C, message: Bind) -> PgWireResult<()>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Self::Statement>,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let name = message.statement_name.as_deref().unwrap_or(DEFAULT_NAME);
+        match client.portal_store().get_statement(name) {
+            Some(Entry::Value(stored)) => {
+                check_bind(&message, &stored)?;
+                let portal = Portal::try_new(&message, stored)?;
+                client.portal_store().put_portal(Arc::new(portal));
+            }
+            Some(Entry::Empty) if message.parameters.is_empty() => {
+                client.portal_store().put_empty_portal(message.portal_name.as_deref().unwrap_or(DEFAULT_NAME));
+            }
+            Some(Entry::Empty) => return Err(bind_violation("an empty statement takes no parameters")),
+            None => return Err(unknown("prepared statement", name)),
+        }
+        self.feed(client, PgWireBackendMessage::BindComplete(BindComplete::new())).await
+    }
+
+    async fn on_execute<C>(&self, client: &mut C, message: Execute) -> PgWireResult<()>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Self::Statement>,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let connection = connection(client)?;
+        let name = message.name.as_deref().unwrap_or(DEFAULT_NAME);
+        let portal = match client.portal_store().get_portal(name) {
+            Some(Entry::Value(portal)) => portal,
+            Some(Entry::Empty) => {
+                let empty = PgWireBackendMessage::EmptyQueryResponse(EmptyQueryResponse::new());
+                return self.feed(client, empty).await;
+            }
+            None => return Err(unknown("portal", name)),
+        };
+        client.set_state(PgWireConnectionState::QueryInProgress);
+        let mut stop = connection.session.lock().await.stop();
+        let state = portal.state();
+        let mut state = state.lock().await;
+        if matches!(*state, PortalExecutionState::Initial) {
+            let prepared = &portal.statement.statement;
+            let types: Vec<Option<&DataType>> = prepared.parameters.iter().map(Option::as_ref).collect();
+            let parameters = match portal.parameter_len() {
+                0 => None,
+                _ => Some(deserialize_parameters(&portal, &types)?),
+            };
+            let bound = Bound {
+                parameters,
+                promised: prepared.schema.as_ref(),
+                format: &portal.result_column_format,
+            };
+            match self.start(client, &connection, &prepared.statement, bound, &mut stop).await? {
+                Started::Rows { infos, rows, tag } => {
+                    let mut response = QueryResponse::new(infos, rows);
+                    response.set_command_tag(tag);
+                    *state = PortalExecutionState::Suspended(response);
+                }
+                Started::Done { tag, status } => {
+                    *state = PortalExecutionState::Finished;
+                    self.feed(client, complete(tag, None)).await?;
+                    if let Some(status) = status {
+                        client.set_transaction_status(status);
+                    }
+                    client.set_state(PgWireConnectionState::ReadyForQuery);
+                    return Ok(());
+                }
+            }
+        }
+        let limit = usize::try_from(message.max_rows).unwrap_or(0);
+        if let PortalExecutionState::Suspended(response) = &mut *state {
+            let tag = response.command_tag().to_owned();
+            match self.pump(client, response.data_rows(), limit, &mut stop).await {
+                Ok((sent, true)) => {
+                    *state = PortalExecutionState::Finished;
+                    self.feed(client, complete(&tag, Some(sent))).await?;
+                }
+                Ok((_, false)) => {
+                    self.feed(client, PgWireBackendMessage::PortalSuspended(PortalSuspended::new())).await?;
+                }
+                Err(error) => {
+                    // Dropping the rows stops the work.
+                    *state = PortalExecutionState::Finished;
+                    return Err(error);
+                }
+            }
+        } else {
+            self.feed(client, complete("SELECT", Some(0))).await?;
+        }
+        client.set_state(PgWireConnectionState::ReadyForQuery);
+        Ok(())
+    }
+
+    async fn on_sync<C>(&self, client: &mut C, _: SyncMessage) -> PgWireResult<()>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Self::Statement>,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let status = client.transaction_status();
+        if status == TransactionStatus::Idle {
+            client.portal_store().clear_portals();
+        }
+        client.send(PgWireBackendMessage::ReadyForQuery(ReadyForQuery::new(status))).await?;
+        Ok(())
+    }
+
+    async fn do_describe_statement<C>(
+        &self,
+        _: &mut C,
+        target: &StoredStatement<Self::Statement>,
+    ) -> PgWireResult<DescribeStatementResponse>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Self::Statement>,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let prepared = &target.statement;
+        let parameters = prepared.parameters.iter().enumerate().map(|(index, found)| {
+            let declared = target.parameter_types.get(index).cloned().flatten();
+            declared.filter(|declared| *declared != Type::UNKNOWN).unwrap_or_else(|| parameter_type(found.as_ref()))
+        });
+        let fields = match &prepared.schema {
+            Some(schema) => describe(schema, &Format::UnifiedText)?,
+            None => Vec::new(),
+        };
+        Ok(DescribeStatementResponse::new(parameters.collect(), fields))
+    }
+
+    async fn do_describe_portal<C>(
+        &self,
+        _: &mut C,
+        target: &Portal<Self::Statement>,
+    ) -> PgWireResult<DescribePortalResponse>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Self::Statement>,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        match &target.statement.statement.schema {
+            Some(schema) => Ok(DescribePortalResponse::new(describe(schema, &target.result_column_format)?)),
+            None => Ok(DescribePortalResponse::no_data()),
+        }
+    }
+
+    async fn do_query<C>(
+        &self,
+        _: &mut C,
+        _: &Portal<Self::Statement>,
+        _: usize,
+    ) -> PgWireResult<Response>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Self::Statement>,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        Err(wire(QueryError::internal("portals are executed row by row")))
+    }
+}
+
+/// The Parse message: one statement, planned for its types.
+#[derive(Debug)]
+pub(super) struct Preparing;
+
+#[async_trait]
+impl QueryParser for Preparing {
+    type Statement = Arc<Prepared>;
+
+    async fn parse_sql<C>(
+        &self,
+        client: &C,
+        sql: &str,
+        _: &[Option<Type>],
+    ) -> PgWireResult<Option<Self::Statement>>
+    where
+        C: ClientInfo + Unpin + Send + Sync,
+    {
+        let connection = connection(client)?;
+        let mut session = connection.session.lock().await;
+        let mut statements = session.parse(sql).map_err(wire)?.into_iter();
+        let Some(statement) = statements.next() else { return Ok(None) };
+        if statements.next().is_some() {
+            return Err(wire(QueryError::new(
+                SqlState::SYNTAX,
+                "cannot insert multiple commands into a prepared statement",
+            )));
+        }
+        check_status(client.transaction_status(), &statement)?;
+        let mut stop = session.stop();
+        let prepared = stop.race(session.prepare(statement)).await.and_then(|done| done).map_err(wire)?;
+        Ok(Some(Arc::new(prepared)))
+    }
+
+    fn get_parameter_types(&self, statement: &Self::Statement) -> PgWireResult<Vec<Type>> {
+        Ok(statement.parameters.iter().map(|found| parameter_type(found.as_ref())).collect())
+    }
+
+    fn get_result_schema(
+        &self,
+        statement: &Self::Statement,
+        format: Option<&Format>,
+    ) -> PgWireResult<Vec<FieldInfo>> {
+        match &statement.schema {
+            Some(schema) => describe(schema, format.unwrap_or(&Format::UnifiedText)),
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+fn connection<C: ClientInfo>(client: &C) -> PgWireResult<Arc<Connection>> {
+    let open = client.session_extensions().get::<Connection>();
+    open.ok_or_else(|| super::fatal(SqlState::PROTOCOL_VIOLATION, "a query came before the start-up message"))
+}
+
+/// Pieces of rows to single rows.
+fn row_stream(rows: Rows<Vec<DataRow>>) -> RowStream {
+    let pieces = stream::unfold(rows, |mut rows| async move { rows.next().await.map(|piece| (piece, rows)) });
+    Box::pin(pieces.flat_map(|piece| {
+        let rows: Vec<PgWireResult<DataRow>> = match piece {
+            Ok(rows) => rows.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(wire(error))],
+        };
+        stream::iter(rows)
+    }))
+}
+
+fn complete(tag: &str, rows: Option<usize>) -> PgWireBackendMessage {
+    let counted = rows.filter(|_| tag == "SELECT");
+    let tag = match counted {
+        Some(rows) => Tag::new(tag).with_rows(rows),
+        None => Tag::new(tag),
+    };
+    PgWireBackendMessage::CommandComplete(CommandComplete::from(tag))
+}
+
+/// After an error in a transaction only its end is listened to.
+fn check_status(status: TransactionStatus, statement: &Statement) -> PgWireResult<()> {
+    let ends = matches!(statement, Statement::Commit | Statement::Rollback | Statement::Savepoint("ROLLBACK"));
+    if status == TransactionStatus::Error && !ends {
+        return Err(wire(QueryError::new(
+            SqlState::IN_FAILED_TRANSACTION,
+            "current transaction is aborted, commands ignored until end of transaction block",
+        )));
+    }
+    Ok(())
+}
+
+/// As many values as parameters, as many formats as values; pgwire would index past them.
+fn check_bind(bind: &Bind, stored: &StoredStatement<Arc<Prepared>>) -> PgWireResult<()> {
+    let prepared = &stored.statement;
+    let (given, wanted) = (bind.parameters.len(), prepared.parameters.len());
+    if given != wanted {
+        return Err(bind_violation(&format!(
+            "bind message supplies {given} parameters, but the prepared statement requires {wanted}"
+        )));
+    }
+    let formats = bind.parameter_format_codes.len();
+    if formats > 1 && formats != given {
+        return Err(bind_violation(&format!("bind message has {formats} parameter formats but {given} parameters")));
+    }
+    let columns = prepared.schema.as_ref().map_or(0, |schema| schema.fields().len());
+    let formats = bind.result_column_format_codes.len();
+    if formats > 1 && formats != columns {
+        return Err(bind_violation(&format!(
+            "bind message has {formats} result formats but the query has {columns} columns"
+        )));
+    }
+    Ok(())
+}
+
+fn bind_violation(message: &str) -> PgWireError {
+    wire(QueryError::new(SqlState::PROTOCOL_VIOLATION, message))
+}
+
+fn unknown(what: &str, name: &str) -> PgWireError {
+    let name = if name == DEFAULT_NAME { "" } else { name };
+    wire(QueryError::new(SqlState::UNKNOWN_STATEMENT, format!("{what} \"{name}\" does not exist")))
+}
+
+fn undescribable(error: PgWireError) -> QueryError {
+    QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, format!("a column's type cannot be sent: {error}"))
+}
+
+/// Drops prepared statements of the extended protocol, as `DEALLOCATE` does in PostgreSQL.
+fn forget<C>(client: &C, connection: &Connection, name: Option<&str>) -> PgWireResult<()>
+where
+    C: ClientPortalStore,
+    C::PortalStore: PortalStore,
+{
+    let mut prepared = connection.prepared.lock();
+    match name {
+        Some(name) => {
+            if client.portal_store().get_statement(name).is_none() {
+                return Err(unknown("prepared statement", name));
+            }
+            prepared.remove(name);
+            client.portal_store().rm_statement(name);
+        }
+        None => {
+            for name in std::mem::take(&mut *prepared) {
+                client.portal_store().rm_statement(&name);
+            }
+            client.portal_store().clear_portals();
+        }
+    }
+    Ok(())
+}
+
+/// Tells the client of changed settings that it was told before.
+async fn report<C>(client: &mut C, session: &Session, statement: &Statement) -> PgWireResult<()>
+where
+    C: Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+    PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+{
+    let changed = match statement {
+        Statement::Set { name, .. } | Statement::Reset(Some(name)) => Some(name.as_str()),
+        _ => None,
+    };
+    for (name, value) in session.settings().reported() {
+        if changed.is_none_or(|changed| changed.eq_ignore_ascii_case(name)) {
+            let status = ParameterStatus::new(name.to_owned(), value);
+            client.feed(PgWireBackendMessage::ParameterStatus(status)).await?;
+        }
+    }
+    Ok(())
+}

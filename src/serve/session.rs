@@ -1,0 +1,444 @@
+//! The query service: sessions that parse, check, plan and run statements for any adapter.
+//!
+//! Planning and execution happen on the query runtime; the adapter's threads only move bytes. A statement
+//! pins one snapshot when it is planned and holds it until its last row; inside a transaction all share one.
+
+pub mod functions;
+mod guard;
+mod run;
+mod settings;
+pub mod statement;
+mod system;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use datafusion::arrow::array::{AsArray, RecordBatch, StringArray};
+use datafusion::arrow::compute::cast;
+use datafusion::arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
+use datafusion::catalog::CatalogProvider;
+use datafusion::common::ParamValues;
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast as cast_expr, col};
+use datafusion::prelude::SessionContext;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+pub use self::run::{Encode, Planned, ROWS_PER_PIECE, Rows, Stop};
+use self::functions::{Identity, Relation};
+use self::run::Work;
+pub use self::settings::{SERVER_VERSION, Settings};
+use self::statement::{Query, SetScope, Statement, StatementParser};
+use self::system::System;
+use super::error::{QueryError, SqlState};
+use super::{Database, Limits, ServeError};
+use crate::metrics::Metrics;
+
+/// Serves statements of one [`Database`] to any number of sessions.
+#[derive(Debug)]
+pub struct QueryService {
+    database: Arc<dyn Database>,
+    template: SessionState,
+    system: System,
+    parser: StatementParser,
+    limits: Limits,
+    queries: Handle,
+    metrics: Arc<Metrics>,
+}
+
+impl QueryService {
+    /// `queries` is the runtime for planning and execution; see [`query_runtime`].
+    pub fn new(
+        database: Arc<dyn Database>,
+        limits: Limits,
+        queries: Handle,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, ServeError> {
+        let (system, template) =
+            System::new(Arc::clone(&database)).map_err(|error| ServeError::Catalog(Box::new(error)))?;
+        let parser = StatementParser::new(&limits);
+        Ok(Arc::new(Self { database, template, system, parser, limits, queries, metrics }))
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    pub fn database(&self) -> &Arc<dyn Database> {
+        &self.database
+    }
+
+    /// A new session of `user`; `backend` is its number.
+    pub fn connect(self: &Arc<Self>, user: &str, backend: i32) -> Session {
+        Session {
+            service: Arc::clone(self),
+            settings: Arc::new(Settings::new(user, &self.limits)),
+            identity: Identity { user: user.to_owned(), backend },
+            cancels: watch::Sender::new(0),
+            transaction: Transaction::None,
+        }
+    }
+}
+
+/// A runtime for planning and execution, whose stacks bear the deepest statement that is let through.
+pub fn query_runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.max(1))
+        .thread_name("query")
+        // Reserved, not used: recursion over plans is deep, and deeper without optimization.
+        .thread_stack_size(64 << 20)
+        .enable_all()
+        .build()
+}
+
+/// One client's state.
+#[derive(Debug)]
+pub struct Session {
+    service: Arc<QueryService>,
+    settings: Arc<Settings>,
+    identity: Identity,
+    cancels: watch::Sender<u64>,
+    transaction: Transaction,
+}
+
+#[derive(Debug)]
+enum Transaction {
+    None,
+    /// Pinned by its first statement.
+    Open(Option<Arc<dyn CatalogProvider>>),
+}
+
+/// A statement after its parse, ready to be executed any number of times.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    pub statement: Statement,
+    /// Columns of the result, when there is one.
+    pub schema: Option<SchemaRef>,
+    /// Types of `$1`, `$2`, ...; None where the statement does not say.
+    pub parameters: Vec<Option<DataType>>,
+}
+
+/// What executing a statement gives.
+#[derive(Debug)]
+pub enum Outcome<T> {
+    Rows { schema: SchemaRef, rows: Rows<T>, tag: &'static str },
+    /// A small result that was at hand.
+    Table { batch: RecordBatch, tag: &'static str },
+    Done(&'static str),
+    Began,
+    /// `COMMIT` or `ROLLBACK`; holds the tag.
+    Ended(&'static str),
+    /// The adapter forgets prepared statements: one, or all.
+    Forget { name: Option<String>, tag: &'static str },
+    /// Settings changed; the adapter reports those that it promised to.
+    Changed(&'static str),
+}
+
+impl Session {
+    /// The statements of one message.
+    pub fn parse(&self, sql: &str) -> Result<Vec<Statement>, QueryError> {
+        self.service.parser.parse(sql)
+    }
+
+    pub fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
+    /// Where a cancel request goes.
+    pub fn cancels(&self) -> watch::Sender<u64> {
+        self.cancels.clone()
+    }
+
+    /// The limits of the statement that begins now.
+    pub fn stop(&self) -> Stop {
+        Stop::new(&self.cancels, self.settings.statement_timeout())
+    }
+
+    pub fn in_transaction(&self) -> bool {
+        matches!(self.transaction, Transaction::Open(_))
+    }
+
+    /// Finds the types of a statement's parameters and results.
+    pub async fn prepare(&mut self, statement: Statement) -> Result<Prepared, QueryError> {
+        let (schema, parameters) = match &statement {
+            Statement::Query(query) => {
+                let planned = self.plan(query, None).await?;
+                let schema = Arc::new(planned.plan.schema().as_arrow().clone());
+                (Some(shown_schema(query, schema)), parameter_types(&planned.plan)?)
+            }
+            Statement::Show(name) => (Some(show_schema(name.as_deref())), Vec::new()),
+            _ => (None, Vec::new()),
+        };
+        Ok(Prepared { statement, schema, parameters })
+    }
+
+    /// Runs a statement. `promised` is the result's schema when it was described before; the result is cast
+    /// to it. `encode` makes the encoder for the result's schema.
+    pub async fn execute<T, F>(
+        &mut self,
+        statement: &Statement,
+        parameters: Option<ParamValues>,
+        promised: Option<&SchemaRef>,
+        encode: F,
+    ) -> Result<Outcome<T>, QueryError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&SchemaRef) -> Result<Encode<T>, QueryError>,
+    {
+        match statement {
+            Statement::Query(query) => {
+                let planned = self.plan(query, parameters).await?;
+                let planned = match promised {
+                    Some(promised) if query.tag == "SELECT" => keep_promise(planned, promised)?,
+                    _ => planned,
+                };
+                let schema = shown_schema(query, Arc::new(planned.plan.schema().as_arrow().clone()));
+                let mut encode = encode(&schema)?;
+                let encode: Encode<T> = if query.tag == "EXPLAIN" {
+                    Box::new(move |batch| encode(explain_lines(&batch)?))
+                } else {
+                    encode
+                };
+                let service = &self.service;
+                let buffered = service.limits.pieces_buffered;
+                let rows = run::run(&service.queries, &service.metrics, planned, buffered, encode);
+                Ok(Outcome::Rows { schema, rows, tag: query.tag })
+            }
+            other => self.execute_small(other).await,
+        }
+    }
+
+    async fn execute_small<T>(&mut self, statement: &Statement) -> Result<Outcome<T>, QueryError> {
+        Ok(match statement {
+            // Handled by the caller, which knows how to encode rows.
+            Statement::Query(_) => return Err(QueryError::internal("a query is not a small statement")),
+            Statement::Show(name) => Outcome::Table { batch: self.show(name.as_deref())?, tag: "SHOW" },
+            Statement::Set { name, value, scope } => {
+                if *scope == SetScope::Session || self.in_transaction() {
+                    self.settings.set(name, value.as_deref(), *scope)?;
+                }
+                Outcome::Changed("SET")
+            }
+            Statement::Reset(Some(name)) => {
+                self.settings.set(name, None, SetScope::Session)?;
+                Outcome::Changed("RESET")
+            }
+            Statement::Reset(None) => {
+                self.settings.reset_all();
+                Outcome::Changed("RESET")
+            }
+            Statement::Begin => {
+                if !self.in_transaction() {
+                    self.transaction = Transaction::Open(None);
+                }
+                Outcome::Began
+            }
+            Statement::Commit => self.end("COMMIT"),
+            Statement::Rollback => self.end("ROLLBACK"),
+            Statement::Savepoint(tag) if self.in_transaction() => Outcome::Done(tag),
+            Statement::Savepoint(tag) => {
+                let message = format!("{tag} can only be used in transaction blocks");
+                return Err(QueryError::new(SqlState("25P01"), message));
+            }
+            Statement::Refresh(view, scope) => {
+                let generation = self.service.database.refresh(Some(view), *scope).await?;
+                tracing::info!(view, generation, user = self.identity.user, "refreshed on a client's request");
+                Outcome::Done("REFRESH MATERIALIZED VIEW")
+            }
+            Statement::Deallocate(name) => Outcome::Forget { name: name.clone(), tag: "DEALLOCATE" },
+            Statement::Discard { all: true } => {
+                self.settings.reset_all();
+                Outcome::Forget { name: None, tag: "DISCARD ALL" }
+            }
+            Statement::Discard { all: false } => Outcome::Done("DISCARD"),
+            Statement::Ignored(tag) => Outcome::Done(tag),
+        })
+    }
+
+    fn end<T>(&mut self, tag: &'static str) -> Outcome<T> {
+        self.transaction = Transaction::None;
+        self.settings.end_transaction();
+        Outcome::Ended(tag)
+    }
+
+    fn pin(&mut self) -> Result<Arc<dyn CatalogProvider>, QueryError> {
+        match &mut self.transaction {
+            Transaction::Open(Some(pinned)) => Ok(Arc::clone(pinned)),
+            Transaction::Open(empty) => {
+                let pinned = self.service.database.pin()?;
+                *empty = Some(Arc::clone(&pinned));
+                Ok(pinned)
+            }
+            Transaction::None => Ok(self.service.database.pin()?),
+        }
+    }
+
+    async fn plan(&mut self, query: &Query, parameters: Option<ParamValues>) -> Result<Planned, QueryError> {
+        let pinned = self.pin()?;
+        let service = Arc::clone(&self.service);
+        let (settings, identity) = (Arc::clone(&self.settings), self.identity.clone());
+        let query = query.clone();
+        Work::start(&self.service.queries, async move {
+            let mut state = service.template.clone();
+            let default_schema = settings.default_schema();
+            state.register_catalog_list(service.system.over(&pinned));
+            state.config_mut().options_mut().catalog.default_schema.clone_from(&default_schema);
+            functions::register_session(&mut state, &identity, &settings)?;
+            if query.catalog {
+                let relations = relations(&state).await?;
+                let database = &service.database;
+                functions::register_relations(&mut state, &relations, &default_schema, |relation| {
+                    database.comment(&relation.schema, &relation.table)
+                })?;
+            }
+            state.mark_start_execution();
+            let plan = state
+                .statement_to_plan(datafusion::sql::parser::Statement::Statement(Box::new(
+                    query.ast.as_ref().clone(),
+                )))
+                .await
+                .map_err(|error| {
+                    let shown = QueryError::of(&error);
+                    if query.catalog { shown } else { shown.located(&query.sql, &error) }
+                })?;
+            guard::check(&plan)?;
+            let plan = match parameters {
+                Some(values) => plan.with_param_values(values)?,
+                None => plan,
+            };
+            Ok(Planned { plan, state, pinned })
+        })
+        .finish()
+        .await?
+    }
+
+    fn show(&self, name: Option<&str>) -> Result<RecordBatch, QueryError> {
+        let schema = show_schema(name);
+        let columns: Vec<Vec<String>> = match name {
+            Some(name) => vec![vec![self.settings.show(name)?.1]],
+            None => {
+                let all = self.settings.all();
+                let (names, values) = all.into_iter().map(|(name, value)| (name.to_owned(), value)).unzip();
+                vec![names, values]
+            }
+        };
+        let arrays = columns.into_iter().map(|values| Arc::new(StringArray::from(values)) as _).collect();
+        RecordBatch::try_new(schema, arrays).map_err(|error| QueryError::internal(error.to_string()))
+    }
+}
+
+fn show_schema(name: Option<&str>) -> SchemaRef {
+    let text = |name: &str| Field::new(name, DataType::Utf8, false);
+    Arc::new(match name {
+        Some(name) => Schema::new(vec![text(name)]),
+        None => Schema::new(vec![text("name"), text("setting")]),
+    })
+}
+
+/// What the client sees of a query's own schema.
+fn shown_schema(query: &Query, schema: SchemaRef) -> SchemaRef {
+    if query.tag == "EXPLAIN" {
+        Arc::new(Schema::new(vec![Field::new("QUERY PLAN", DataType::Utf8, false)]))
+    } else {
+        schema
+    }
+}
+
+/// A row for each line of a plan, as PostgreSQL shows plans.
+fn explain_lines(batch: &RecordBatch) -> Result<RecordBatch, QueryError> {
+    let text = |index: usize| -> Result<StringArray, QueryError> {
+        let column = cast(batch.column(index), &DataType::Utf8).map_err(|error| QueryError::internal(error.to_string()))?;
+        Ok(column.as_string::<i32>().clone())
+    };
+    let (kinds, plans) = (text(0)?, text(1)?);
+    let mut lines = Vec::new();
+    for (kind, plan) in kinds.iter().zip(plans.iter()) {
+        lines.push(kind.unwrap_or_default().to_owned());
+        lines.extend(plan.unwrap_or_default().lines().map(|line| format!("  {line}")));
+    }
+    let schema = Arc::new(Schema::new(vec![Field::new("QUERY PLAN", DataType::Utf8, false)]));
+    RecordBatch::try_new(schema, vec![Arc::new(StringArray::from(lines))])
+        .map_err(|error| QueryError::internal(error.to_string()))
+}
+
+/// `$1`, `$2`, ... in order, with the types that the planner found.
+fn parameter_types(plan: &LogicalPlan) -> Result<Vec<Option<DataType>>, QueryError> {
+    let mut numbered = BTreeMap::new();
+    for (name, data_type) in plan.get_parameter_types()? {
+        let number = name.strip_prefix('$').and_then(|number| number.parse::<usize>().ok());
+        let Some(number @ 1..=65_535) = number else {
+            return Err(QueryError::new(SqlState::SYNTAX, format!("there is no parameter {name}")));
+        };
+        numbered.insert(number, data_type);
+    }
+    let last = numbered.keys().next_back().copied().unwrap_or(0);
+    Ok((1..=last).map(|number| numbered.get(&number).cloned().flatten()).collect())
+}
+
+/// Casts a result to the types that were described before its parameters had values.
+fn keep_promise(planned: Planned, promised: &SchemaRef) -> Result<Planned, QueryError> {
+    let Planned { plan, state, pinned } = planned;
+    let own = plan.schema();
+    if own.fields().len() != promised.fields().len() {
+        return Err(QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, "cached plan must not change result type"));
+    }
+    let same = own.fields().iter().zip(promised.fields()).all(|(a, b)| a.data_type() == b.data_type());
+    if same {
+        return Ok(Planned { plan, state, pinned });
+    }
+    let casts: Vec<Expr> = own
+        .columns()
+        .into_iter()
+        .zip(own.fields().iter().zip(promised.fields()))
+        .map(|(column, (has, wants))| {
+            let name = column.name.clone();
+            let expr = Expr::Column(column);
+            if has.data_type() == wants.data_type() || wants.data_type() == &DataType::Null {
+                expr
+            } else {
+                cast_expr(expr, wants.data_type().clone()).alias(name)
+            }
+        })
+        .collect();
+    let plan = LogicalPlanBuilder::from(plan).project(casts)?.build()?;
+    Ok(Planned { plan, state, pinned })
+}
+
+/// Every relation with its number, for functions that are asked about numbers.
+async fn relations(state: &SessionState) -> Result<Vec<Relation>, QueryError> {
+    let context = SessionContext::new_with_state(state.clone());
+    let namespaces = context.table("pg_catalog.pg_namespace").await?.select(vec![
+        col("oid").alias("namespace"),
+        col("nspname"),
+    ])?;
+    let classes = context.table("pg_catalog.pg_class").await?.select(vec![
+        col("oid"),
+        col("relname"),
+        col("relnamespace"),
+    ])?;
+    let joined = classes.join(
+        namespaces,
+        datafusion::common::JoinType::Inner,
+        &["relnamespace"],
+        &["namespace"],
+        None,
+    )?;
+    let batches = joined.select_columns(&["oid", "nspname", "relname"])?.collect().await?;
+    let mut found = Vec::new();
+    for batch in &batches {
+        let oids = batch.column(0).as_primitive::<Int32Type>();
+        let (schemas, tables) = (batch.column(1).as_string::<i32>(), batch.column(2).as_string::<i32>());
+        for row in 0..batch.num_rows() {
+            found.push(Relation {
+                oid: oids.value(row),
+                schema: schemas.value(row).to_owned(),
+                table: tables.value(row).to_owned(),
+            });
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,195 @@
+//! Running a plan off the I/O threads: a bounded stream of results that a client can stop at any moment.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use datafusion::arrow::record_batch::RecordBatch;
+use datafusion::catalog::CatalogProvider;
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::execute_stream;
+use futures::StreamExt;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use crate::metrics::{Metrics, WorkOutcome};
+use crate::serve::error::QueryError;
+
+/// Rows that are encoded, sent and cancelled as one.
+pub const ROWS_PER_PIECE: usize = 1024;
+
+/// Turns a piece of a result into what the adapter sends. Runs on the query runtime.
+pub type Encode<T> = Box<dyn FnMut(RecordBatch) -> Result<T, QueryError> + Send>;
+
+/// A plan that is ready to run, with everything it needs to stay alive.
+#[derive(Debug)]
+pub struct Planned {
+    pub(super) plan: LogicalPlan,
+    pub(super) state: SessionState,
+    /// The snapshot; released when the last row was produced or the statement stopped.
+    pub(super) pinned: Arc<dyn CatalogProvider>,
+}
+
+/// What ends a statement early: its client, or its timeout. One per execution.
+#[derive(Debug)]
+pub struct Stop {
+    cancelled: watch::Receiver<u64>,
+    deadline: Option<tokio::time::Instant>,
+}
+
+impl Stop {
+    /// Sees cancellations from now on.
+    pub fn new(cancels: &watch::Sender<u64>, timeout: Option<Duration>) -> Self {
+        let deadline = timeout.map(|timeout| tokio::time::Instant::now() + timeout);
+        Self { cancelled: cancels.subscribe(), deadline }
+    }
+
+    /// The outcome of `work`, or why it was stopped; then `work` is dropped.
+    pub async fn race<T>(&mut self, work: impl Future<Output = T>) -> Result<T, QueryError> {
+        let deadline = self.deadline;
+        tokio::select! {
+            biased;
+            // Both branches go on forever when they cannot happen: no sender, no deadline.
+            changed = self.cancelled.changed() => match changed {
+                Ok(()) => Err(QueryError::cancelled()),
+                Err(_) => Err(QueryError::cancelled()),
+            },
+            () = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            } => Err(QueryError::timed_out()),
+            done = work => Ok(done),
+        }
+    }
+}
+
+/// The results of a running statement. Dropping it stops the work.
+#[derive(Debug)]
+pub struct Rows<T> {
+    pieces: mpsc::Receiver<Piece<T>>,
+    _work: Work<()>,
+}
+
+#[derive(Debug)]
+enum Piece<T> {
+    Rows(T),
+    Failed(QueryError),
+    End,
+}
+
+impl<T> Rows<T> {
+    /// The next piece; None after the last. An error ends it.
+    pub async fn next(&mut self) -> Option<Result<T, QueryError>> {
+        match self.pieces.recv().await {
+            Some(Piece::Rows(rows)) => Some(Ok(rows)),
+            Some(Piece::Failed(error)) => Some(Err(error)),
+            Some(Piece::End) => None,
+            // The task ended without saying so.
+            None => Some(Err(QueryError::internal("the query's worker panicked; the server's log says where"))),
+        }
+    }
+}
+
+/// A task of the query runtime that ends when its owner does.
+#[derive(Debug)]
+pub(super) struct Work<T>(JoinHandle<T>);
+
+impl<T: Send + 'static> Work<T> {
+    pub(super) fn start(queries: &Handle, work: impl Future<Output = T> + Send + 'static) -> Self {
+        Self(queries.spawn(work))
+    }
+
+    pub(super) async fn finish(mut self) -> Result<T, QueryError> {
+        (&mut self.0).await.map_err(|error| {
+            tracing::error!(%error, "a query's worker panicked");
+            QueryError::internal("the query's worker panicked; the server's log says where")
+        })
+    }
+}
+
+impl<T> Drop for Work<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Starts `planned` on the query runtime. At most `buffered` pieces wait for a slow client.
+pub(super) fn run<T: Send + 'static>(
+    queries: &Handle,
+    metrics: &Arc<Metrics>,
+    planned: Planned,
+    buffered: usize,
+    mut encode: Encode<T>,
+) -> Rows<T> {
+    let (sender, pieces) = mpsc::channel(buffered.max(1));
+    let metrics = Arc::clone(metrics);
+    let work = Work::start(queries, async move {
+        let mut running = Running::new(metrics);
+        let last = match produce(planned, &sender, &mut encode).await {
+            Ok(()) => {
+                running.outcome = WorkOutcome::Done;
+                Piece::End
+            }
+            Err(error) => {
+                running.outcome = WorkOutcome::Failed;
+                if error.state == crate::serve::error::SqlState::INTERNAL {
+                    tracing::error!(%error, "a query failed for a reason that is not the client's");
+                }
+                Piece::Failed(error)
+            }
+        };
+        drop(running);
+        // A client that went away hears nothing.
+        let _ = sender.send(last).await;
+    });
+    Rows { pieces, _work: work }
+}
+
+async fn produce<T>(
+    planned: Planned,
+    sender: &mpsc::Sender<Piece<T>>,
+    encode: &mut Encode<T>,
+) -> Result<(), QueryError> {
+    let Planned { plan, state, pinned } = planned;
+    let physical = state.create_physical_plan(&plan).await?;
+    let mut batches = execute_stream(physical, state.task_ctx())?;
+    while let Some(batch) = batches.next().await {
+        let batch = batch?;
+        let mut start = 0;
+        while start < batch.num_rows() {
+            let rows = ROWS_PER_PIECE.min(batch.num_rows() - start);
+            let piece = encode(batch.slice(start, rows))?;
+            if sender.send(Piece::Rows(piece)).await.is_err() {
+                return Err(QueryError::cancelled());
+            }
+            start += rows;
+        }
+    }
+    drop(pinned);
+    Ok(())
+}
+
+/// Counts a statement while it runs and says how it ended, also when its task is dropped.
+struct Running {
+    metrics: Arc<Metrics>,
+    started: Instant,
+    outcome: WorkOutcome,
+}
+
+impl Running {
+    fn new(metrics: Arc<Metrics>) -> Self {
+        metrics.queries_running.inc();
+        Self { metrics, started: Instant::now(), outcome: WorkOutcome::Cancelled }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.metrics.queries_running.dec();
+        self.metrics.query(self.outcome, self.started.elapsed());
+    }
+}

@@ -1,0 +1,507 @@
+//! SQL text to statements: one tokenizing, one parse per statement, bounded before anything recurses.
+//!
+//! The text is cut at semicolons on tokens, so that every error keeps its position in the whole message.
+//! Clients' catalog queries (anything that names `pg_...`) pass through the compatibility rewrites of
+//! datafusion-pg-catalog; other statements only through those rewrites that keep their meaning.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use datafusion::sql::sqlparser::ast::{self, ContextModifier, Expr, Reset, Set, SetExpr, Value};
+use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
+use datafusion::sql::sqlparser::keywords::Keyword;
+use datafusion::sql::sqlparser::parser::Parser;
+use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer};
+use datafusion_pg_catalog::sql::PostgresCompatibilityParser;
+use datafusion_pg_catalog::sql::rules::{
+    CurrentUserVariableToSessionUserFunctionCall, FixArrayLiteral, FixVersionColumnName, RewriteArrayAnyAllOperation,
+    RewritePgCatalogOperator, RewriteRegCastToSubquery, SqlStatementRewriteRule, StripCallableQualifier,
+    StripCollate,
+};
+
+use crate::serve::Limits;
+use crate::serve::RefreshScope;
+use crate::serve::error::{QueryError, SqlState, character, syntax};
+
+/// Nested parentheses, subqueries and function calls. The parser recurses here.
+const NESTING_MAX: usize = 100;
+
+/// One statement, as far as it differs in what the session does with it.
+#[derive(Debug, Clone)]
+pub enum Statement {
+    Query(Query),
+    /// `SHOW name`, or every setting.
+    Show(Option<String>),
+    Set {
+        name: String,
+        /// None sets the default.
+        value: Option<String>,
+        scope: SetScope,
+    },
+    /// One setting, or all.
+    Reset(Option<String>),
+    Begin,
+    Commit,
+    Rollback,
+    /// `SAVEPOINT`, `RELEASE`, `ROLLBACK TO`: a reading transaction has nothing to undo. Holds the tag.
+    Savepoint(&'static str),
+    Refresh(String, RefreshScope),
+    /// Forgets one prepared statement, or all.
+    Deallocate(Option<String>),
+    /// `DISCARD ALL` (true to its name) or a part that this server does not keep. Holds the tag.
+    Discard { all: bool },
+    /// `LISTEN`, `UNLISTEN` and other requests that ask for nothing here. Holds the tag.
+    Ignored(&'static str),
+}
+
+/// What the planner sees.
+#[derive(Debug, Clone)]
+pub struct Query {
+    pub ast: Arc<ast::Statement>,
+    pub tag: &'static str,
+    /// Names catalog tables or functions of PostgreSQL.
+    pub catalog: bool,
+    /// The text it came from, for the position of a planner's error.
+    pub sql: Arc<str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetScope {
+    Session,
+    /// Until the end of the transaction.
+    Local,
+}
+
+/// Turns SQL text into statements.
+#[derive(Debug)]
+pub struct StatementParser {
+    compatibility: PostgresCompatibilityParser,
+    rewrites: Vec<Arc<dyn SqlStatementRewriteRule>>,
+    sql_bytes_max: usize,
+    depth_max: usize,
+}
+
+impl StatementParser {
+    pub fn new(limits: &Limits) -> Self {
+        Self {
+            compatibility: PostgresCompatibilityParser::new(),
+            rewrites: vec![
+                Arc::new(RewriteArrayAnyAllOperation),
+                Arc::new(StripCallableQualifier),
+                Arc::new(FixArrayLiteral),
+                Arc::new(CurrentUserVariableToSessionUserFunctionCall),
+                Arc::new(StripCollate),
+                Arc::new(RewritePgCatalogOperator),
+                Arc::new(RewriteRegCastToSubquery::new()),
+                Arc::new(FixVersionColumnName),
+            ],
+            sql_bytes_max: limits.sql_bytes_max,
+            depth_max: limits.depth_max,
+        }
+    }
+
+    /// The statements of one message, in order; none for an empty text.
+    pub fn parse(&self, sql: &str) -> Result<Vec<Statement>, QueryError> {
+        if sql.len() > self.sql_bytes_max {
+            return Err(QueryError::new(
+                SqlState::PROGRAM_LIMIT,
+                format!("statement of {} bytes is longer than {} bytes", sql.len(), self.sql_bytes_max),
+            ));
+        }
+        let tokens = Tokenizer::new(&PostgreSqlDialect {}, sql).tokenize_with_location().map_err(|error| {
+            let mut shown = QueryError::new(SqlState::SYNTAX, format!("syntax error: {}", error.message));
+            shown.position = character(sql, error.location);
+            shown
+        })?;
+        let text: Arc<str> = sql.into();
+        tokens
+            .split(|token| token.token == Token::SemiColon)
+            .filter(|tokens| tokens.iter().any(is_solid))
+            .map(|tokens| self.parse_one(&text, tokens))
+            .collect()
+    }
+
+    fn parse_one(&self, sql: &Arc<str>, tokens: &[TokenWithSpan]) -> Result<Statement, QueryError> {
+        check_depth(tokens, self.depth_max)?;
+        let words = leading_words(tokens);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        if let Some(statement) = own_statement(&words, tokens)? {
+            return Ok(statement);
+        }
+        if let Some(refusal) = refusal(&words) {
+            return Err(refusal);
+        }
+        let catalog = tokens.iter().any(names_catalog);
+        let statement = if catalog {
+            let range = byte_range(sql, tokens);
+            let part = sql.get(range).unwrap_or(sql);
+            let mut statements = self.compatibility.parse(part).map_err(|error| syntax(part, &error))?;
+            match (statements.pop(), statements.is_empty()) {
+                (Some(statement), true) => statement,
+                _ => return Err(QueryError::new(SqlState::SYNTAX, "syntax error: expected one statement")),
+            }
+        } else {
+            let parsed = parse_tokens(tokens).map_err(|error| syntax(sql, &error))?;
+            self.rewrites.iter().fold(parsed, |statement, rule| rule.rewrite(statement))
+        };
+        classify(statement, sql, catalog)
+    }
+}
+
+fn parse_tokens(tokens: &[TokenWithSpan]) -> Result<ast::Statement, datafusion::sql::sqlparser::parser::ParserError> {
+    let dialect = PostgreSqlDialect {};
+    let mut parser =
+        Parser::new(&dialect).with_recursion_limit(NESTING_MAX).with_tokens_with_locations(tokens.to_vec());
+    let statement = parser.parse_statement()?;
+    let next = parser.peek_token();
+    if next.token == Token::EOF { Ok(statement) } else { parser.expected("end of statement", next) }
+}
+
+fn classify(statement: ast::Statement, sql: &Arc<str>, catalog: bool) -> Result<Statement, QueryError> {
+    use ast::Statement as S;
+    let query = |statement, tag| {
+        Ok(Statement::Query(Query { ast: Arc::new(statement), tag, catalog, sql: Arc::clone(sql) }))
+    };
+    match &statement {
+        S::Query(inner) => {
+            check_select(inner)?;
+            query(statement, "SELECT")
+        }
+        S::Explain { statement: inner, .. } => match inner.as_ref() {
+            S::Query(inner) => {
+                check_select(inner)?;
+                query(statement, "EXPLAIN")
+            }
+            other => Err(QueryError::refused(&format!("EXPLAIN of {}", command(other)))),
+        },
+        S::ExplainTable { .. } | S::ShowTables { .. } | S::ShowColumns { .. } => query(statement, "SHOW"),
+        S::ShowVariable { variable } => Ok(show(variable)),
+        S::Set(set) => set_statement(set),
+        S::Reset(reset) => Ok(Statement::Reset(match &reset.reset {
+            Reset::ALL => None,
+            Reset::ConfigurationParameter(name) => Some(name.to_string().to_lowercase()),
+        })),
+        S::StartTransaction { .. } => Ok(Statement::Begin),
+        S::Commit { .. } => Ok(Statement::Commit),
+        S::Rollback { savepoint: None, .. } => Ok(Statement::Rollback),
+        S::Rollback { .. } => Ok(Statement::Savepoint("ROLLBACK")),
+        S::Savepoint { .. } => Ok(Statement::Savepoint("SAVEPOINT")),
+        S::ReleaseSavepoint { .. } => Ok(Statement::Savepoint("RELEASE")),
+        S::Discard { object_type } => {
+            Ok(Statement::Discard { all: matches!(object_type, ast::DiscardObject::ALL) })
+        }
+        S::Deallocate { name, .. } => Ok(Statement::Deallocate(
+            (!name.value.eq_ignore_ascii_case("all")).then(|| name.value.clone()),
+        )),
+        S::LISTEN { .. } => Ok(Statement::Ignored("LISTEN")),
+        S::UNLISTEN { .. } => Ok(Statement::Ignored("UNLISTEN")),
+        other => Err(QueryError::refused(&command(other))),
+    }
+}
+
+/// `SELECT ... INTO` creates a table, and row locks promise what this server does not do.
+fn check_select(query: &ast::Query) -> Result<(), QueryError> {
+    if let SetExpr::Select(select) = query.body.as_ref()
+        && select.into.is_some()
+    {
+        return Err(QueryError::refused("SELECT INTO"));
+    }
+    if query.locks.is_empty() { Ok(()) } else { Err(QueryError::refused("SELECT FOR UPDATE or FOR SHARE")) }
+}
+
+fn show(variable: &[ast::Ident]) -> Statement {
+    let words: Vec<String> = variable.iter().map(|word| word.value.to_lowercase()).collect();
+    let name = words.join(".");
+    match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["all"] => Statement::Show(None),
+        ["time", "zone"] => Statement::Show(Some("timezone".into())),
+        ["transaction", "isolation", "level"] => Statement::Show(Some("transaction_isolation".into())),
+        ["session", "authorization"] => Statement::Show(Some("session_authorization".into())),
+        _ => Statement::Show(Some(name)),
+    }
+}
+
+fn set_statement(set: &Set) -> Result<Statement, QueryError> {
+    let scope = |local: bool| if local { SetScope::Local } else { SetScope::Session };
+    match set {
+        Set::SingleAssignment { scope: modifier, variable, values, .. } => {
+            let texts: Vec<String> = values.iter().map(setting_text).collect::<Result<_, _>>()?;
+            let value = texts.join(", ");
+            Ok(Statement::Set {
+                name: variable.to_string().to_lowercase(),
+                value: (!value.eq_ignore_ascii_case("default")).then_some(value),
+                scope: scope(matches!(modifier, Some(ContextModifier::Local))),
+            })
+        }
+        Set::SetTimeZone { local, value } => {
+            let value = setting_text(value)?;
+            Ok(Statement::Set {
+                name: "timezone".into(),
+                value: (!matches!(value.to_lowercase().as_str(), "default" | "local")).then_some(value),
+                scope: scope(*local),
+            })
+        }
+        Set::SetNames { charset_name, .. } => Ok(Statement::Set {
+            name: "client_encoding".into(),
+            value: Some(charset_name.value.clone()),
+            scope: SetScope::Session,
+        }),
+        Set::SetNamesDefault {} => {
+            Ok(Statement::Set { name: "client_encoding".into(), value: None, scope: SetScope::Session })
+        }
+        // Every transaction reads one snapshot, which is what the strictest level asks for.
+        Set::SetTransaction { snapshot: None, .. } => Ok(Statement::Ignored("SET")),
+        other => Err(QueryError::refused(&other.to_string())),
+    }
+}
+
+fn setting_text(expr: &Expr) -> Result<String, QueryError> {
+    match expr {
+        Expr::Value(value) => match &value.value {
+            Value::SingleQuotedString(text)
+            | Value::DoubleQuotedString(text)
+            | Value::EscapedStringLiteral(text) => Ok(text.clone()),
+            Value::Number(number, _) => Ok(number.clone()),
+            Value::Boolean(flag) => Ok(if *flag { "on" } else { "off" }.to_owned()),
+            other => Err(QueryError::new(SqlState::INVALID_PARAMETER, format!("not a setting's value: {other}"))),
+        },
+        Expr::Identifier(word) => Ok(word.value.clone()),
+        Expr::UnaryOp { op: ast::UnaryOperator::Minus, expr } => Ok(format!("-{}", setting_text(expr)?)),
+        other => Err(QueryError::new(SqlState::INVALID_PARAMETER, format!("not a setting's value: {other}"))),
+    }
+}
+
+/// Statements that the SQL parser does not know.
+fn own_statement(words: &[&str], tokens: &[TokenWithSpan]) -> Result<Option<Statement>, QueryError> {
+    Ok(match words {
+        ["REFRESH", "MATERIALIZED", "VIEW", ..] => {
+            let (view, scope) = refresh(tokens)?;
+            Some(Statement::Refresh(view, scope))
+        }
+        ["ABORT", ..] => Some(Statement::Rollback),
+        ["END"] | ["END", "TRANSACTION" | "WORK"] => Some(Statement::Commit),
+        ["UNLISTEN", ..] => Some(Statement::Ignored("UNLISTEN")),
+        ["SHOW", "ALL"] => Some(Statement::Show(None)),
+        ["DISCARD", "PLANS" | "SEQUENCES" | "TEMP" | "TEMPORARY"] => Some(Statement::Discard { all: false }),
+        _ => None,
+    })
+}
+
+/// Commands that are known and refused, so that the client reads why and not about syntax.
+fn refusal(words: &[&str]) -> Option<QueryError> {
+    match words.first().copied()? {
+        "COPY" => Some(if words.contains(&"STDOUT") {
+            QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, "COPY TO STDOUT is not supported yet")
+                .hint("use psql's \\copy with a query's output, or \\o with \\pset format csv")
+        } else {
+            QueryError::refused("COPY from or to the server's files")
+        }),
+        "PREPARE" | "EXECUTE" | "DECLARE" | "FETCH" | "MOVE" | "CLOSE" => Some(QueryError::new(
+            SqlState::FEATURE_NOT_SUPPORTED,
+            format!("{} is not supported yet", words.first().copied().unwrap_or_default()),
+        )),
+        word @ ("INSERT" | "UPDATE" | "DELETE" | "MERGE" | "TRUNCATE" | "CREATE" | "DROP" | "ALTER" | "GRANT"
+        | "REVOKE" | "COMMENT" | "VACUUM" | "ANALYZE" | "CLUSTER" | "REINDEX" | "LOCK" | "CALL" | "DO" | "LOAD"
+        | "INSTALL" | "ATTACH" | "DETACH" | "EXPORT" | "IMPORT" | "UNLOAD" | "CHECKPOINT" | "SECURITY"
+        | "REASSIGN" | "NOTIFY" | "KILL" | "USE" | "CACHE" | "UNCACHE" | "MSCK" | "OPTIMIZE") => {
+            let second = words.get(1).copied().unwrap_or_default();
+            Some(QueryError::refused(format!("{word} {second}").trim()))
+        }
+        _ => None,
+    }
+}
+
+/// `REFRESH MATERIALIZED VIEW [CONCURRENTLY] [schema.]name [WITH [FULL] DATA]`
+fn refresh(tokens: &[TokenWithSpan]) -> Result<(String, RefreshScope), QueryError> {
+    let mut rest = tokens.iter().filter(|token| is_solid(token)).skip(3).peekable();
+    rest.next_if(|token| is_word(token, "CONCURRENTLY"));
+    let mut name = None;
+    while let Some(Token::Word(word)) = rest.peek().map(|token| &token.token) {
+        name = Some(if word.quote_style.is_some() { word.value.clone() } else { word.value.to_lowercase() });
+        rest.next();
+        if rest.next_if(|token| token.token == Token::Period).is_none() {
+            break;
+        }
+    }
+    let options: Vec<&TokenWithSpan> = rest.collect();
+    let scope = match options.as_slice() {
+        [] => Some(RefreshScope::New),
+        [with, data] if is_word(with, "WITH") && is_word(data, "DATA") => Some(RefreshScope::New),
+        [with, full, data] if is_word(with, "WITH") && is_word(full, "FULL") && is_word(data, "DATA") => {
+            Some(RefreshScope::Full)
+        }
+        _ => None,
+    };
+    name.zip(scope).ok_or_else(|| {
+        QueryError::new(SqlState::SYNTAX, "syntax error in REFRESH MATERIALIZED VIEW")
+            .hint("REFRESH MATERIALIZED VIEW name, or ... name WITH FULL DATA to compute it from the whole archive")
+    })
+}
+
+/// The first keyword of a statement that the parser read but the list does not hold.
+fn command(statement: &ast::Statement) -> String {
+    let text = statement.to_string();
+    text.split_whitespace().take(2).collect::<Vec<_>>().join(" ").to_uppercase()
+}
+
+fn is_solid(token: &TokenWithSpan) -> bool {
+    !matches!(token.token, Token::Whitespace(_) | Token::EOF)
+}
+
+fn is_word(token: &TokenWithSpan, text: &str) -> bool {
+    matches!(&token.token, Token::Word(word) if word.value.eq_ignore_ascii_case(text))
+}
+
+fn leading_words(tokens: &[TokenWithSpan]) -> Vec<String> {
+    tokens
+        .iter()
+        .filter(|token| is_solid(token))
+        .map_while(|token| match &token.token {
+            Token::Word(word) if word.quote_style.is_none() => Some(word.value.to_uppercase()),
+            _ => None,
+        })
+        .chain(tokens.iter().filter(|token| is_word(token, "STDOUT")).map(|_| "STDOUT".to_owned()))
+        .take(12)
+        .collect()
+}
+
+fn names_catalog(token: &TokenWithSpan) -> bool {
+    let Token::Word(word) = &token.token else { return false };
+    let name = word.value.to_ascii_lowercase();
+    name.starts_with("pg_")
+        || name.starts_with("has_")
+        || matches!(
+            name.as_str(),
+            "regclass" | "regtype" | "regproc" | "regnamespace" | "to_regclass" | "obj_description" | "col_description"
+        )
+}
+
+/// Where a statement lies in the text, so that it can be parsed again by other rules.
+fn byte_range(sql: &str, tokens: &[TokenWithSpan]) -> Range<usize> {
+    let solid = || tokens.iter().filter(|token| is_solid(token));
+    let start = solid().next().and_then(|token| byte_offset(sql, token.span.start)).unwrap_or(0);
+    let end = solid().next_back().and_then(|token| byte_offset(sql, token.span.end)).unwrap_or(sql.len());
+    start..end.max(start)
+}
+
+fn byte_offset(sql: &str, at: Location) -> Option<usize> {
+    let position = character(sql, at)?.checked_sub(1)?;
+    Some(sql.char_indices().nth(position).map_or(sql.len(), |(offset, _)| offset))
+}
+
+/// Bounds what later code walks recursively: chains of operators, joins and set operations, and brackets.
+/// A comma or a clause begins a new chain, because the elements of a list lie side by side in the tree.
+fn check_depth(tokens: &[TokenWithSpan], depth_max: usize) -> Result<(), QueryError> {
+    #[derive(Default)]
+    struct Level {
+        chain: usize,
+        relations: usize,
+    }
+    let mut levels = vec![Level::default()];
+    for token in tokens.iter().filter(|token| is_solid(token)) {
+        let Some(level) = levels.last_mut() else { break };
+        match &token.token {
+            Token::LParen | Token::LBracket | Token::LBrace => levels.push(Level::default()),
+            Token::RParen | Token::RBracket | Token::RBrace => {
+                if levels.len() > 1 {
+                    levels.pop();
+                }
+            }
+            Token::Comma => level.chain = 0,
+            Token::Word(word) => match word.keyword {
+                Keyword::SELECT | Keyword::FROM | Keyword::WHERE | Keyword::HAVING | Keyword::GROUP
+                | Keyword::ORDER | Keyword::WHEN | Keyword::THEN | Keyword::ELSE => level.chain = 0,
+                Keyword::JOIN | Keyword::UNION | Keyword::INTERSECT | Keyword::EXCEPT => level.relations += 1,
+                Keyword::CASE => level.relations += 1,
+                Keyword::AND | Keyword::OR | Keyword::NOT | Keyword::IS | Keyword::LIKE | Keyword::ILIKE
+                | Keyword::SIMILAR | Keyword::BETWEEN | Keyword::COLLATE | Keyword::AT | Keyword::OPERATOR => {
+                    level.chain += 1;
+                }
+                _ => {}
+            },
+            Token::Number(..) | Token::SingleQuotedString(_) | Token::Period | Token::Placeholder(_)
+            | Token::EscapedStringLiteral(_) | Token::NationalStringLiteral(_) | Token::HexStringLiteral(_)
+            | Token::DollarQuotedString(_) | Token::UnicodeStringLiteral(_) => {}
+            _ => level.chain += 1,
+        }
+        let deep = levels.iter().any(|level| level.chain > depth_max || level.relations > depth_max);
+        if deep || levels.len() > NESTING_MAX {
+            return Err(QueryError::too_complex());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn parse(sql: &str) -> Result<Vec<Statement>, QueryError> {
+        StatementParser::new(&Limits::default()).parse(sql)
+    }
+
+    fn state(sql: &str) -> &'static str {
+        parse(sql).unwrap_err().state.0
+    }
+
+    #[test]
+    fn statements_are_cut_at_semicolons_outside_strings() {
+        assert_eq!(parse(" ; ;").unwrap().len(), 0);
+        assert_eq!(parse("SELECT ';' ; -- ;\n SELECT 2;").unwrap().len(), 2);
+    }
+
+    #[test]
+    fn session_statements_are_recognised() {
+        assert!(matches!(&parse("refresh materialized view concurrently public.Sales with data").unwrap()[0],
+            Statement::Refresh(view, RefreshScope::New) if view == "sales"));
+        assert!(matches!(&parse("REFRESH MATERIALIZED VIEW sales WITH FULL DATA").unwrap()[0],
+            Statement::Refresh(view, RefreshScope::Full) if view == "sales"));
+        assert!(parse("REFRESH MATERIALIZED VIEW sales WITH EMPTY DATA").is_err());
+        assert!(matches!(&parse("SET LOCAL statement_timeout = 500").unwrap()[0],
+            Statement::Set { name, value: Some(value), scope: SetScope::Local }
+                if name == "statement_timeout" && value == "500"));
+        assert!(matches!(&parse("set search_path to speed, public").unwrap()[0],
+            Statement::Set { value: Some(value), .. } if value == "speed, public"));
+        assert!(matches!(&parse("SHOW TIME ZONE").unwrap()[0], Statement::Show(Some(name)) if name == "timezone"));
+        assert!(matches!(&parse("BEGIN READ ONLY").unwrap()[0], Statement::Begin));
+        assert!(matches!(&parse("end").unwrap()[0], Statement::Commit));
+        assert!(matches!(&parse("DEALLOCATE ALL").unwrap()[0], Statement::Deallocate(None)));
+        assert!(matches!(&parse("DISCARD ALL").unwrap()[0], Statement::Discard { all: true }));
+    }
+
+    #[test]
+    fn everything_that_writes_is_refused() {
+        for sql in [
+            "COPY (SELECT 1) TO '/tmp/x'", "COPY t FROM '/etc/passwd'", "CREATE TABLE t AS SELECT 1",
+            "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/etc/passwd'", "DROP TABLE t", "TRUNCATE t",
+            "INSERT INTO t VALUES (1)", "UPDATE t SET a = 1", "DELETE FROM t", "SELECT 1 INTO t",
+            "EXPLAIN ANALYZE INSERT INTO t VALUES (1)", "ALTER TABLE t ADD c int", "DO $$ x $$", "SELECT 1 FOR UPDATE",
+        ] {
+            assert_eq!(state(sql), "42501", "{sql}");
+        }
+        assert!(parse("EXPLAIN ANALYZE COPY (SELECT 1) TO '/tmp/x'").is_err());
+    }
+
+    #[test]
+    fn syntax_errors_know_their_place_in_the_whole_text() {
+        let error = parse("SELECT 1;\nSELEC 2").unwrap_err();
+        assert_eq!((error.state.0, error.position), ("42601", Some(11)));
+        assert_eq!(parse("SELECT 'abc").unwrap_err().state.0, "42601");
+        assert_eq!(parse("SELECT 1 FROM").unwrap_err().position, Some(14));
+    }
+
+    #[test]
+    fn deep_statements_are_refused_and_wide_ones_are_not() {
+        let chain = |terms: usize| format!("SELECT {}", vec!["1"; terms].join(" + "));
+        assert!(parse(&chain(400)).is_ok());
+        assert_eq!(state(&chain(20_000)), "54001");
+        assert_eq!(state(&format!("SELECT {}", "(".repeat(5_000))), "54001");
+        assert_eq!(state(&format!("SELECT {} 1", "NOT ".repeat(20_000))), "54001");
+        assert_eq!(state(&vec!["SELECT 1"; 2_000].join(" UNION ALL ")), "54001");
+        let list = (0..20_000).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
+        assert!(parse(&format!("SELECT 1 IN ({list})")).is_ok());
+        assert_eq!(state(&format!("SELECT '{}'", "x".repeat(2 << 20))), "54000");
+    }
+}
