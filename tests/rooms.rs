@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const BASE: [&str; 4] = ["config", "runtime", "position", "metrics"];
 
 /// Rooms and what each may import beside itself and the base.
-const ROOMS: [(&str, &[&str]); 11] = [
+const ROOMS: [(&str, &[&str]); 12] = [
     ("storage", &[]),
     ("catalog", &[]),
     ("engine", &["catalog"]),
@@ -16,6 +16,7 @@ const ROOMS: [(&str, &[&str]); 11] = [
     ("delta", &["engine", "kafka", "catalog"]),
     ("batch", &["archive", "engine", "storage", "catalog", "kafka"]),
     ("merge", &["batch", "delta", "archive", "engine", "catalog", "kafka", "storage"]),
+    ("ingest", &["kafka", "archive", "delta", "batch", "merge", "engine", "catalog", "storage"]),
     ("serve", &["merge", "engine", "batch", "delta", "archive", "catalog", "kafka", "storage"]),
     ("demo", &[]),
     (

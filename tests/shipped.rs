@@ -9,17 +9,14 @@ use std::time::Duration;
 
 use datafusion::arrow::array::{AsArray, RecordBatch};
 use datafusion::arrow::datatypes::Int64Type;
-use datafusion::common::DFSchema;
-use datafusion::datasource::MemTable;
-use datafusion::prelude::SessionContext;
-use viewledger::catalog::stream::{EXTRA, OFFSET, REASON, Stream};
+use viewledger::catalog::stream::{EXTRA, OFFSET, REASON};
 use viewledger::catalog::{Catalog, loader};
 use viewledger::demo::load::generator::{Generator, Kind, Timeline};
 use viewledger::demo::load::profile::{Profile, Variety};
-use viewledger::engine::state::LambdaView;
+use viewledger::engine::planner::Planner;
 use viewledger::engine::{Engine, EngineConfig};
 use viewledger::kafka::decode::Decoder;
-use viewledger::kafka::{CompiledCheck, Decoded, RawBatch, RawRecord};
+use viewledger::kafka::{Decoded, RawBatch, RawRecord};
 use viewledger::position::{Offset, PartitionId};
 
 const START: i64 = 1_767_225_600_000_000;
@@ -62,22 +59,9 @@ fn generated(profile: &Profile) -> (RawBatch, Vec<Meant>) {
     (batch, meant)
 }
 
-fn compiled(stream: &Stream) -> Vec<CompiledCheck> {
-    let context = SessionContext::new();
-    let schema = DFSchema::try_from(stream.record_schema()).unwrap();
-    let compile = |sql: &str| {
-        let expr = context.parse_sql_expr(sql, &schema)?;
-        context.create_physical_expr(expr, &schema)
-    };
-    stream
-        .checks
-        .iter()
-        .map(|check| CompiledCheck {
-            name: check.name.clone(),
-            sql: check.sql.clone(),
-            expr: compile(&check.sql).unwrap_or_else(|error| panic!("{}: {error}", check.sql)),
-        })
-        .collect()
+fn planner(catalog: &Catalog) -> Planner {
+    let config = EngineConfig { threads: 2, memory_bytes_max: 64 << 20, spill_dir: None, batch_rows: 8_192 };
+    Planner::new(&Engine::new(config).unwrap(), catalog).unwrap()
 }
 
 fn offsets(batch: &RecordBatch) -> Vec<usize> {
@@ -85,8 +69,10 @@ fn offsets(batch: &RecordBatch) -> Vec<usize> {
     column.values().iter().map(|offset| usize::try_from(*offset).unwrap()).collect()
 }
 
-fn ingested(stream: &Arc<Stream>, batch: RawBatch) -> Decoded {
-    let decoder = Decoder::new(Arc::clone(stream), compiled(stream), 16 << 20);
+fn ingested(catalog: &Catalog, stream: &str, batch: RawBatch) -> Decoded {
+    let stream = &catalog.streams[stream];
+    let checks = planner(catalog).checks(stream).unwrap();
+    let decoder = Decoder::new(Arc::clone(stream), checks, 16 << 20);
     decoder.decode(batch, START).unwrap()
 }
 
@@ -98,7 +84,7 @@ fn ingest_rejects_exactly_the_malformed_records() {
         let stream = &catalog.streams[name];
         assert_eq!(stream.topic, profile.topic());
         let (batch, meant) = generated(&profile);
-        let decoded = ingested(stream, batch);
+        let decoded = ingested(&catalog, name, batch);
 
         let reasons = decoded.rejects.column_by_name(REASON).unwrap().as_string::<i32>();
         let mut rejected = BTreeMap::new();
@@ -129,7 +115,7 @@ fn each_variety_is_rejected_for_the_rule_it_breaks() {
     assert_ne!(text, shipped);
     let profile = Profile::parse(&text.replace("huge = 1", "huge = 0"), &path).unwrap();
     let (batch, meant) = generated(&profile);
-    let decoded = ingested(&catalog.streams["video_views"], batch);
+    let decoded = ingested(&catalog, "video_views", batch);
     let reasons = decoded.rejects.column_by_name(REASON).unwrap().as_string::<i32>();
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     for (row, offset) in offsets(&decoded.rejects).into_iter().enumerate() {
@@ -154,17 +140,10 @@ fn each_variety_is_rejected_for_the_rule_it_breaks() {
 async fn every_view_can_be_kept_as_a_lambda_view() {
     let catalog = catalog();
     assert_eq!(catalog.views.len(), 6);
-    let config = EngineConfig { threads: 2, memory_bytes_max: 64 << 20, spill_dir: None, batch_rows: 8_192 };
-    let session = Engine::new(config).unwrap().session();
-    session.sql("CREATE SCHEMA IF NOT EXISTS raw").await.unwrap();
-    for (name, stream) in &catalog.streams {
-        let table = MemTable::try_new(stream.record_schema(), vec![vec![]]).unwrap();
-        session.register_table(format!("raw.{name}"), Arc::new(table)).unwrap();
-    }
+    let planner = planner(&catalog);
     for (name, view) in &catalog.views {
         assert!(view.comment.is_some(), "{name} does not say what a row is");
-        let plan = session.state().create_logical_plan(&view.query.to_string()).await.unwrap();
-        LambdaView::split(name, plan).unwrap_or_else(|error| panic!("{name}: {error}"));
+        planner.view(view).await.unwrap_or_else(|fault| panic!("{fault:?}"));
     }
     let video_views = &catalog.views["video_views"];
     assert_eq!(video_views.refresh_every, Duration::from_secs(3_600));

@@ -12,10 +12,11 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
 
+use crate::demo::broker::{Broker, BrokerConfig};
 use crate::demo::load::generator::{Destination, Generator, Kind, Timeline};
 use crate::demo::load::profile::{Profile, ProfileError, Variety};
 use crate::demo::load::{LoadConfig, LoadError, LoadReport, Transactions, run};
-use crate::runtime::Shutdown;
+use crate::runtime::{Health, Shutdown};
 
 const START: i64 = 1_767_225_600_000_000;
 
@@ -390,13 +391,13 @@ fn read_truth(path: &Path) -> Vec<BTreeMap<String, String>> {
         .collect()
 }
 
-/// Everything in the topic: payloads by partition and offset. The mock cluster shows aborted records, too.
-fn consume(brokers: &str, topic: &str, partitions: i32) -> BTreeMap<(i32, i64), Vec<u8>> {
+/// What the topic shows to a reader: payloads by partition and offset.
+fn consume(brokers: &str, topic: &str, partitions: i32, isolation: &str) -> BTreeMap<(i32, i64), Vec<u8>> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", brokers)
         .set("group.id", "test")
         .set("enable.partition.eof", "true")
-        .set("isolation.level", "read_uncommitted")
+        .set("isolation.level", isolation)
         .create()
         .unwrap();
     let mut assignment = TopicPartitionList::new();
@@ -433,7 +434,8 @@ fn small_load(cluster_brokers: &str, directory: &Path) -> LoadConfig {
 /// The truth file holds exactly what a consumer reads, and says the same about it.
 fn assert_truth_is_the_topic(config: &LoadConfig, report: &LoadReport) {
     let topic = config.profiles.first().unwrap().topic();
-    let read = consume(&config.brokers, topic, 4);
+    // The mock cluster knows no aborted records: it shows them all.
+    let read = consume(&config.brokers, topic, 4, "read_uncommitted");
     let truth = read_truth(config.truth.as_deref().unwrap());
     assert_eq!(truth.len(), read.len());
     let mut lines = BTreeSet::new();
@@ -481,6 +483,40 @@ fn aborted_transactions_are_marked_in_the_truth() {
     let aborted = report.topics["video-views"].acknowledged[&Kind::Aborted];
     assert!(aborted > 0 && aborted < 5_000, "{aborted}");
     assert_eq!(aborted % 250, 0, "a transaction is aborted as a whole");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_committed_reader_sees_all_but_the_aborted_records() {
+    let directory = tempfile::tempdir().unwrap();
+    let broker = BrokerConfig {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        data_dir: directory.path().join("broker"),
+        auto_create_partitions: None,
+    };
+    let (health, shutdown) = (Health::default(), Shutdown::default());
+    let broker = Broker::start(broker, health.clone(), shutdown.clone()).await.unwrap();
+    let mut config = small_load(&broker.bootstrap(), directory.path());
+    config.partitions = 3;
+    config.transactions = Some(Transactions { records: 250, abort_share: 0.4 });
+
+    let (sent, read) = tokio::task::spawn_blocking(move || {
+        let report = run(&config, &Shutdown::default(), |_| {}).unwrap();
+        assert_eq!(report.acknowledged(), 5_000);
+        let read = consume(&config.brokers, "video-views", 3, "read_committed");
+        (read_truth(config.truth.as_deref().unwrap()), read)
+    })
+    .await
+    .unwrap();
+
+    let place =
+        |line: &BTreeMap<String, String>| (line["partition"].parse().unwrap(), line["offset"].parse().unwrap());
+    let (aborted, committed): (Vec<_>, Vec<_>) = sent.iter().partition(|line| line["kind"] == "aborted");
+    assert!(!aborted.is_empty() && !committed.is_empty());
+    let committed: BTreeSet<(i32, i64)> = committed.into_iter().map(place).collect();
+    assert_eq!(committed, read.keys().copied().collect());
+    shutdown.trigger();
+    broker.stopped().await;
+    assert_eq!(health.failures(), Vec::<String>::new());
 }
 
 #[test]
