@@ -78,6 +78,7 @@ impl Site {
         let log = File::create(&log_path).expect("the test directory is writable");
         let mut command = Command::new(env!("CARGO_BIN_EXE_viewledger"));
         command.arg("serve").arg("--config").arg(self.config_file()).stdin(Stdio::null());
+        command.env("NO_COLOR", "1");
         command.stdout(log.try_clone().expect("a file handle can be shared")).stderr(log);
         if let Some(guard) = self.without {
             command.env("VIEWLEDGER_UNSAFE_TEST", guard.switch());
@@ -127,13 +128,16 @@ impl Life {
         }
     }
 
-    /// Kills the process with SIGKILL, and tells whether it had panicked or ended before.
+    /// Kills the process with SIGKILL, and tells whether it had ended, panicked or given up a part before.
     pub(crate) fn kill(mut self) -> Result<(), Death> {
         let alive = self.check_alive();
         self.end();
         alive?;
         let log = std::fs::read_to_string(&self.log_path).unwrap_or_default();
-        if log.contains("panicked at") { Err(self.death("panicked")) } else { Ok(()) }
+        match ["panicked at", "part failed for good"].iter().find(|sign| log.contains(**sign)) {
+            None => Ok(()),
+            Some(sign) => Err(self.death(sign)),
+        }
     }
 
     pub(crate) fn death(&self, what: &str) -> Death {
