@@ -1,16 +1,19 @@
 //! Encodes the records of one epoch. CPU only; nothing touches storage before the commit.
 
+use std::iter::repeat_n;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{RecordBatch, StringArray};
 use arrow::datatypes::{FieldRef, SchemaRef};
 use uuid::Uuid;
 
 use super::ledger::{Ledger, Standing};
 use super::{ArchiveError, Kind, RowCounts};
+use crate::catalog::stream::KIND;
 use crate::position::{Epoch, StreamFrontier};
 use crate::storage::parquet::{EncodedFile, ParquetSink};
 use crate::storage::paths;
+use crate::storage::scan::fitted_columns;
 
 /// Collects the records of the epoch after the one it was begun at.
 #[derive(Debug)]
@@ -40,6 +43,18 @@ pub(super) struct EpochFile {
 impl EpochWriter {
     pub(super) fn new(schema: SchemaRef, epoch: Epoch) -> Self {
         Self { schema, epoch, sinks: Default::default() }
+    }
+
+    /// Adds records of one kind that have some of the archive's columns: the others are NULL, and the column
+    /// `_kind` says the kind.
+    pub fn append_records(&mut self, kind: Kind, records: &RecordBatch) -> Result<(), ArchiveError> {
+        let mut columns = fitted_columns(&self.schema, records);
+        if let Some(column) = self.schema.index_of(KIND).ok().and_then(|index| columns.get_mut(index)) {
+            *column = Arc::new(StringArray::from_iter_values(repeat_n(kind.name(), records.num_rows())));
+        }
+        let batch = RecordBatch::try_new(self.schema(), columns)
+            .map_err(|error| ArchiveError::Encode { source: error.into() })?;
+        self.append(kind, &batch)
     }
 
     /// Adds records of one kind. The batch has the archive's columns, in its order.

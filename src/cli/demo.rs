@@ -44,7 +44,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     config.refresh.interval_max = REFRESH_INTERVAL;
     // A newcomer reads the screen, not a log.
     if std::env::var_os("RUST_LOG").is_none() && config.log.level == "info" {
-        config.log.level = "warn".to_owned();
+        config.log.level = "warn,librdkafka=off,viewledger::demo=error".to_owned();
     }
     log_to_stderr(&config);
     io_runtime()?.block_on(demo(config, &args))?;
@@ -52,7 +52,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 async fn demo(mut config: Config, args: &Args) -> anyhow::Result<()> {
-    let (health, shutdown) = (Health::default(), Shutdown::default());
+    // The broker ends last: load and server say goodbye to it.
+    let (health, shutdown, broker_end) = (Health::default(), Shutdown::default(), Shutdown::default());
     end_on_signal(&shutdown, &health);
     eprintln!("viewledger demo: data in {}", config.storage.data_dir.display());
     let broker = Broker::start(
@@ -62,7 +63,7 @@ async fn demo(mut config: Config, args: &Args) -> anyhow::Result<()> {
             auto_create_partitions: None,
         },
         health.clone(),
-        shutdown.clone(),
+        broker_end.clone(),
     )
     .await
     .context("cannot start the embedded broker")?;
@@ -86,6 +87,7 @@ async fn demo(mut config: Config, args: &Args) -> anyhow::Result<()> {
     let served = listen::serve(config, shutdown.clone(), move |at| greet(at, &brokers, rate)).await;
     shutdown.trigger();
     tokio::task::spawn_blocking(move || drop(generator.join())).await?;
+    broker_end.trigger();
     broker.stopped().await;
     served
 }

@@ -51,7 +51,7 @@ impl Committer {
         let mut writer = self.archive.begin();
         while let Ok(next) = work.recv() {
             match next {
-                Work::Append(kind, records) => writer.append(kind, &records)?,
+                Work::Append(kind, records) => writer.append_records(kind, &records)?,
                 Work::Seal(frontier, ledger) => {
                     let began = Instant::now();
                     let epoch = writer.finish(frontier, ledger)?;

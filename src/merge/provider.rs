@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::arrow::array::new_null_array;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::arrow::record_batch::RecordBatch;
 use datafusion::catalog::{MemTable, Session, TableProvider};
@@ -11,6 +10,8 @@ use datafusion::common::{Result, plan_err};
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::union::UnionExec;
+
+use crate::storage::scan::fitted_columns;
 
 /// The rows of all parts, which have the same columns.
 #[derive(Debug)]
@@ -63,14 +64,7 @@ impl TableProvider for UnionTable {
 pub fn in_memory(schema: &SchemaRef, batches: impl IntoIterator<Item = RecordBatch>) -> Result<Arc<dyn TableProvider>> {
     let mut fitted = Vec::new();
     for batch in batches {
-        let columns = schema
-            .fields()
-            .iter()
-            .map(|field| match batch.column_by_name(field.name()) {
-                Some(column) => Arc::clone(column),
-                None => new_null_array(field.data_type(), batch.num_rows()),
-            })
-            .collect();
+        let columns = fitted_columns(schema, &batch);
         fitted.push(RecordBatch::try_new(Arc::clone(schema), columns)?);
     }
     Ok(Arc::new(MemTable::try_new(Arc::clone(schema), vec![fitted])?))

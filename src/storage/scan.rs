@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::{Arc, LazyLock};
 
 use ::parquet::arrow::RowNumber;
+use arrow::array::{ArrayRef, RecordBatch, new_null_array};
 use arrow::datatypes::{DataType, Field, FieldRef, Fields, Schema, SchemaRef};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -46,6 +47,18 @@ pub(crate) fn registration_url() -> &'static Url {
     static REGISTERED: LazyLock<Url> =
         LazyLock::new(|| Url::parse("viewledger://storage/").expect("the text is a URL"));
     &REGISTERED
+}
+
+/// The columns of `batch` in the order of `schema`; those it lacks are NULL.
+pub fn fitted_columns(schema: &Schema, batch: &RecordBatch) -> Vec<ArrayRef> {
+    schema
+        .fields()
+        .iter()
+        .map(|field| match batch.column_by_name(field.name()) {
+            Some(column) => Arc::clone(column),
+            None => new_null_array(field.data_type(), batch.num_rows()),
+        })
+        .collect()
 }
 
 /// A file to read.
