@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
 use datafusion::sql::sqlparser::ast::{
-    self, ContextModifier, Expr, Reset, Set, SetExpr, Value, visit_expressions,
+    self, ContextModifier, Expr, Reset, Set, SetExpr, Value, Visit, Visitor,
 };
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::Parser;
@@ -73,20 +73,45 @@ pub struct Query {
 }
 
 impl Query {
-    /// Types that the text itself gives to parameters: `$1::int`, `CAST($2 AS text)`.
+    /// Types that the text itself gives to parameters: `$1::int`, `CAST($2 AS text)`, `LIMIT $3`.
     pub fn declared_parameters(&self) -> BTreeMap<String, DataType> {
-        let mut declared = BTreeMap::new();
-        let _ = visit_expressions(self.ast.as_ref(), |expr| {
-            if let Expr::Cast { expr, data_type, .. } = expr
-                && let Expr::Value(value) = expr.as_ref()
-                && let Value::Placeholder(name) = &value.value
-                && let Some(found) = arrow_type(data_type)
-            {
-                declared.entry(name.clone()).or_insert(found);
-            }
-            ControlFlow::<()>::Continue(())
-        });
-        declared
+        let mut declared = Declared::default();
+        let _ = self.ast.visit(&mut declared);
+        declared.0
+    }
+}
+
+#[derive(Default)]
+struct Declared(BTreeMap<String, DataType>);
+
+impl Declared {
+    fn note(&mut self, expr: &Expr, data_type: DataType) {
+        if let Expr::Value(value) = expr
+            && let Value::Placeholder(name) = &value.value
+        {
+            self.0.entry(name.clone()).or_insert(data_type);
+        }
+    }
+}
+
+impl Visitor for Declared {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, query: &ast::Query) -> ControlFlow<()> {
+        if let Some(ast::LimitClause::LimitOffset { limit, offset, .. }) = &query.limit_clause {
+            let bounds = limit.iter().chain(offset.iter().map(|offset| &offset.value));
+            bounds.for_each(|bound| self.note(bound, DataType::Int64));
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        if let Expr::Cast { expr, data_type, .. } = expr
+            && let Some(found) = arrow_type(data_type)
+        {
+            self.note(expr, found);
+        }
+        ControlFlow::Continue(())
     }
 }
 
