@@ -3,6 +3,7 @@
 //! Planning and execution happen on the query runtime; the adapter's threads only move bytes. A statement
 //! pins one snapshot when it is planned and holds it until its last row; inside a transaction all share one.
 
+mod dialect;
 pub mod functions;
 mod guard;
 mod run;
@@ -150,8 +151,13 @@ pub enum Outcome<T> {
 
 impl Session {
     /// The statements of one message.
-    pub fn parse(&self, sql: &str) -> Result<Vec<Statement>, QueryError> {
-        self.service.parser.parse(sql)
+    pub async fn parse(&self, sql: &str) -> Result<Vec<Statement>, QueryError> {
+        // A short text takes microseconds; a long one leaves the I/O thread.
+        if sql.len() <= 4096 {
+            return self.service.parser.parse(sql);
+        }
+        let (service, sql) = (Arc::clone(&self.service), sql.to_owned());
+        Work::start(&self.service.queries, async move { service.parser.parse(&sql) }).finish().await?
     }
 
     pub fn settings(&self) -> &Arc<Settings> {
@@ -178,7 +184,7 @@ impl Session {
             Statement::Query(query) => {
                 let planned = self.plan(query, None).await?;
                 let schema = Arc::new(planned.plan.schema().as_arrow().clone());
-                (Some(shown_schema(query, schema)), parameter_types(&planned.plan)?)
+                (Some(shown_schema(query, schema)), parameter_types(query, &planned.plan)?)
             }
             Statement::Show(name) => (Some(show_schema(name.as_deref())), Vec::new()),
             _ => (None, Vec::new()),
@@ -297,7 +303,7 @@ impl Session {
             let default_schema = settings.default_schema();
             state.register_catalog_list(service.system.over(&pinned));
             state.config_mut().options_mut().catalog.default_schema.clone_from(&default_schema);
-            functions::register_session(&mut state, &identity, &settings)?;
+            functions::register_session(&mut state, &identity, &settings, &default_schema)?;
             if query.catalog {
                 let relations = relations(&state).await?;
                 let database = &service.database;
@@ -377,9 +383,15 @@ fn explain_lines(batch: &RecordBatch) -> Result<RecordBatch, QueryError> {
 }
 
 /// `$1`, `$2`, ... in order, with the types that the planner found.
-fn parameter_types(plan: &LogicalPlan) -> Result<Vec<Option<DataType>>, QueryError> {
+fn parameter_types(query: &Query, plan: &LogicalPlan) -> Result<Vec<Option<DataType>>, QueryError> {
     let mut numbered = BTreeMap::new();
-    for (name, data_type) in plan.get_parameter_types()? {
+    let found = plan.get_parameter_types()?;
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    let declared = query.declared_parameters();
+    for (name, data_type) in found {
+        let data_type = declared.get(&name).cloned().or(data_type);
         let number = name.strip_prefix('$').and_then(|number| number.parse::<usize>().ok());
         let Some(number @ 1..=65_535) = number else {
             return Err(QueryError::new(SqlState::SYNTAX, format!("there is no parameter {name}")));

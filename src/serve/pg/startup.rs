@@ -15,6 +15,7 @@ use pgwire::error::{PgWireError, PgWireResult};
 use pgwire::messages::{PgWireBackendMessage, PgWireFrontendMessage};
 
 use super::backends::{Backends, Place};
+use super::presence::Presence;
 use super::{fatal, wire};
 use crate::metrics::Metrics;
 use crate::serve::DATABASE;
@@ -25,22 +26,8 @@ use crate::serve::session::{QueryService, Session};
 #[derive(Debug)]
 pub(super) struct Startup {
     pub(super) service: Arc<QueryService>,
-    pub(super) started: Arc<Flag>,
     backends: Arc<Backends>,
-}
-
-/// Set once.
-#[derive(Debug, Default)]
-pub(super) struct Flag(std::sync::atomic::AtomicBool);
-
-impl Flag {
-    pub(super) fn is_cancelled(&self) -> bool {
-        self.0.load(std::sync::atomic::Ordering::Acquire)
-    }
-
-    fn set(&self) {
-        self.0.store(true, std::sync::atomic::Ordering::Release);
-    }
+    presence: Arc<Presence>,
 }
 
 /// A session on the wire; lives in pgwire's store for the connection.
@@ -60,8 +47,8 @@ impl Drop for Connection {
 }
 
 impl Startup {
-    pub(super) fn new(service: Arc<QueryService>, backends: Arc<Backends>) -> Self {
-        Self { service, started: Arc::default(), backends }
+    pub(super) fn new(service: Arc<QueryService>, backends: Arc<Backends>, presence: Arc<Presence>) -> Self {
+        Self { service, backends, presence }
     }
 }
 
@@ -106,7 +93,7 @@ impl StartupHandler for Startup {
             metrics,
             _place: place,
         });
-        self.started.set();
+        self.presence.expect_until(None);
         finish_authentication(client, &Reported(reported)).await
     }
 }

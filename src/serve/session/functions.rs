@@ -88,8 +88,15 @@ pub fn register_fixed(context: &SessionContext) {
 }
 
 /// The functions that answer for one session.
-pub fn register_session(state: &mut SessionState, identity: &Identity, settings: &Arc<Settings>) -> Result<()> {
+pub fn register_session(
+    state: &mut SessionState,
+    identity: &Identity,
+    settings: &Arc<Settings>,
+    default_schema: &str,
+) -> Result<()> {
     let mut register = |function| state.register_udf(Arc::new(ScalarUDF::new_from_impl(function))).map(drop);
+    let schema = default_schema.to_owned();
+    register(Function::text("current_schema", move |_| Ok(Some(schema.clone()))))?;
     for name in ["session_user", "current_user", "user", "current_role"] {
         let user = identity.user.clone();
         register(Function::text(name, move |_| Ok(Some(user.clone()))))?;
