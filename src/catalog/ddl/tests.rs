@@ -64,7 +64,7 @@ fn mistakes_are_placed() {
         ),
         (
             "\n\nCREATE MATERIALIZED VIEW v AS SELEC 1",
-            "f.sql:3:32: Expected: SELECT, VALUES, or a subquery in the query body, found: SELEC",
+            "f.sql:3:31: Expected: SELECT, VALUES, or a subquery in the query body, found: SELEC",
         ),
         (
             "CREATE MATERIALIZED VIEW v WITH (refresh_every='often') AS SELECT 1",
