@@ -65,10 +65,13 @@ async fn without_dedup_the_checker_sees_too_many() {
 async fn without_the_stored_frontier_the_checker_sees_it() {
     let _turn = TURN.lock().await;
     let violations = Trial::new("CONTROL_CRASHES", 5, Some(Guard::Frontier)).run().await;
-    let of_the_counts = |violation: &Violation| {
-        matches!(violation, Violation::Count { .. } | Violation::Unbalanced(_) | Violation::Backwards { .. })
+    // The archive may see before any reader that its ledger would go back, and refuse to commit.
+    let seen = |violation: &Violation| match violation {
+        Violation::Count { .. } | Violation::Unbalanced(_) | Violation::Backwards { .. } => true,
+        Violation::Died(what) => what.contains("its ledger of partition"),
+        Violation::Halves { .. } => false,
     };
-    assert!(violations.iter().any(of_the_counts), "the checker missed that the frontier was off: {violations:#?}");
+    assert!(violations.iter().any(seen), "the checker missed that the frontier was off: {violations:#?}");
 }
 
 /// When to kill a server.
@@ -143,10 +146,13 @@ impl Trial {
         let expected = self.count(&mut site, &mut load).await?;
         assert_worth_checking(&expected);
         println!(
-            "seed {}: {} kills, {} lives got ready; {} events, {} duplicates, {} malformed, {} aborted",
+            "seed {}: {} kills, {} lives got ready, {} commits, {} generations; \
+             {} events, {} duplicates, {} malformed, {} aborted",
             self.seed,
             self.crashes,
             self.lives_ready,
+            site.commits(),
+            site.generations(),
             expected.counted,
             expected.duplicates,
             expected.quarantined,
