@@ -8,9 +8,8 @@ use async_trait::async_trait;
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
 use datafusion::common::{DataFusionError, Result};
-use datafusion::datasource::ViewTable;
 
-use super::provider::{UnionTable, in_memory};
+use super::provider::{PlanTable, UnionTable, in_memory};
 use super::snapshot::{Snapshot, StreamSnapshot};
 use super::system::{self, Surroundings};
 use crate::archive::Kind;
@@ -97,7 +96,9 @@ impl fmt::Debug for PinnedSchema {
 impl SchemaProvider for PinnedSchema {
     fn table_names(&self) -> Vec<String> {
         match self.kind {
-            SchemaKind::Merged | SchemaKind::Batch | SchemaKind::Speed => self.names.views.keys().cloned().collect(),
+            SchemaKind::Merged | SchemaKind::Batch | SchemaKind::Speed => {
+                self.names.views.keys().cloned().collect()
+            }
             SchemaKind::Quarantine => self.names.streams.keys().cloned().collect(),
             SchemaKind::Raw => {
                 self.names.streams.keys().flat_map(|name| [name.clone(), format!("{name}{DUPLICATES}")]).collect()
@@ -150,7 +151,7 @@ impl PinnedSchema {
         let plan = view
             .merge_plan(Arc::new(UnionTable::new(schema, parts)))
             .map_err(|error| DataFusionError::External(Box::new(error)))?;
-        Ok(Arc::new(ViewTable::new(plan, None)))
+        Ok(Arc::new(PlanTable::new(plan)))
     }
 
     /// Records of one kind, from the archive and from the tail.

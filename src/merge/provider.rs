@@ -1,5 +1,6 @@
 //! Tables made of several parts: batch runs and delta runs, archive files and the tail.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -7,7 +8,7 @@ use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::arrow::record_batch::RecordBatch;
 use datafusion::catalog::{MemTable, Session, TableProvider};
 use datafusion::common::{Result, plan_err};
-use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, TableProviderFilterPushDown, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::union::UnionExec;
 
@@ -60,8 +61,55 @@ impl TableProvider for UnionTable {
     }
 }
 
+/// A table that is a plan over the snapshot's parts; the query's own filters are pushed into it.
+#[derive(Debug)]
+pub struct PlanTable {
+    plan: LogicalPlan,
+    schema: SchemaRef,
+}
+
+impl PlanTable {
+    pub fn new(plan: LogicalPlan) -> Self {
+        Self { schema: Arc::clone(plan.schema().inner()), plan }
+    }
+}
+
+#[async_trait]
+impl TableProvider for PlanTable {
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    /// Readers are not to care that it is computed: it shows as a table.
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn get_logical_plan(&self) -> Option<Cow<'_, LogicalPlan>> {
+        Some(Cow::Borrowed(&self.plan))
+    }
+
+    /// Not reached by SQL: the plan is put in the place of the scan before.
+    async fn scan(
+        &self,
+        state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        _filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let mut plan = LogicalPlanBuilder::from(self.plan.clone());
+        if let Some(columns) = projection {
+            plan = plan.select(columns.iter().copied())?;
+        }
+        state.create_physical_plan(&plan.limit(0, limit)?.build()?).await
+    }
+}
+
 /// A table of batches in memory; columns that a batch lacks read as NULL.
-pub fn in_memory(schema: &SchemaRef, batches: impl IntoIterator<Item = RecordBatch>) -> Result<Arc<dyn TableProvider>> {
+pub fn in_memory(
+    schema: &SchemaRef,
+    batches: impl IntoIterator<Item = RecordBatch>,
+) -> Result<Arc<dyn TableProvider>> {
     let mut fitted = Vec::new();
     for batch in batches {
         let columns = fitted_columns(schema, &batch);
