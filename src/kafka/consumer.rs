@@ -139,6 +139,7 @@ fn client_config(kafka: &config::Kafka) -> ClientConfig {
         .set("client.id", "viewledger")
         .set("fetch.wait.max.ms", "20")
         .set("fetch.error.backoff.ms", "100")
+        .set("fetch.queue.backoff.ms", "10")
         .set("queued.min.messages", "200000")
         .set("queued.max.messages.kbytes", "131072")
         .set("reconnect.backoff.max.ms", "2000")
