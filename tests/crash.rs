@@ -36,6 +36,8 @@ use truth::Expected;
 use verdict::Violation;
 
 const EVENTS_PER_SECOND: u32 = 1_500;
+/// One wrong view has one for each of its rows.
+const VIOLATIONS_TOLD: usize = 20;
 
 /// Name of the largest sum of the view that any reader saw.
 const PEAK: &str = "sum(total_views) at some moment";
@@ -55,7 +57,7 @@ async fn without_dedup_the_checker_sees_too_many() {
     let _turn = TURN.lock().await;
     let violations = Trial::new("CONTROL_CRASHES", 3, Some(Guard::Dedup)).run().await;
     let too_many = |violation: &Violation| match violation {
-        Violation::Count { what, expected, seen } => (what == "count(*)" || what == PEAK) && seen > expected,
+        Violation::Count { expected, seen, .. } => seen > expected,
         _ => false,
     };
     assert!(violations.iter().any(too_many), "the checker missed that dedup was off: {violations:#?}");
@@ -65,10 +67,13 @@ async fn without_dedup_the_checker_sees_too_many() {
 async fn without_the_stored_frontier_the_checker_sees_it() {
     let _turn = TURN.lock().await;
     let violations = Trial::new("CONTROL_CRASHES", 5, Some(Guard::Frontier)).run().await;
-    let of_the_counts = |violation: &Violation| {
-        matches!(violation, Violation::Count { .. } | Violation::Unbalanced(_) | Violation::Backwards { .. })
+    // The archive may see before any reader that its ledger would go back, and refuse to commit.
+    let seen = |violation: &Violation| match violation {
+        Violation::Count { .. } | Violation::Unbalanced(_) | Violation::Backwards { .. } => true,
+        Violation::Died(what) => what.contains("is refused: its ledger"),
+        Violation::Halves { .. } => false,
     };
-    assert!(violations.iter().any(of_the_counts), "the checker missed that the frontier was off: {violations:#?}");
+    assert!(violations.iter().any(seen), "the checker missed that the frontier was off: {violations:#?}");
 }
 
 /// When to kill a server.
@@ -112,10 +117,11 @@ impl Trial {
     }
 
     async fn run(&mut self) -> Vec<Violation> {
-        let violations = match self.kill_and_count().await {
-            Ok(()) => Vec::new(),
-            Err(violations) => violations,
-        };
+        let mut violations = self.kill_and_count().await.err().unwrap_or_default();
+        if violations.len() > VIOLATIONS_TOLD {
+            println!("{} violations, of which the first {VIOLATIONS_TOLD} are told", violations.len());
+            violations.truncate(VIOLATIONS_TOLD);
+        }
         if self.without.is_none() && !violations.is_empty() {
             self.keep_evidence();
         }
@@ -143,10 +149,13 @@ impl Trial {
         let expected = self.count(&mut site, &mut load).await?;
         assert_worth_checking(&expected);
         println!(
-            "seed {}: {} kills, {} lives got ready; {} events, {} duplicates, {} malformed, {} aborted",
+            "seed {}: {} kills, {} lives got ready, {} commits, {} generations; \
+             {} events, {} duplicates, {} malformed, {} aborted",
             self.seed,
             self.crashes,
             self.lives_ready,
+            site.commits(),
+            site.generations(),
             expected.counted,
             expected.duplicates,
             expected.quarantined,

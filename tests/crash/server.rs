@@ -71,6 +71,16 @@ impl Site {
         self.dir.join("data")
     }
 
+    /// Commits of the loaded stream's archive that are still listed.
+    pub(crate) fn commits(&self) -> usize {
+        json_files(&self.data_dir().join("archive/video_views/_delta_log"))
+    }
+
+    /// Published generations whose manifests are still there.
+    pub(crate) fn generations(&self) -> usize {
+        json_files(&self.data_dir().join("generations"))
+    }
+
     /// Starts the process; it is not ready yet.
     pub(crate) fn spawn(&mut self) -> Life {
         self.lives += 1;
@@ -208,6 +218,13 @@ fn free_port() -> u16 {
             return port;
         }
     }
+}
+
+fn json_files(dir: &Path) -> usize {
+    let entries = std::fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    entries
+        .filter(|entry| entry.as_ref().is_ok_and(|entry| entry.path().extension().is_some_and(|e| e == "json")))
+        .count()
 }
 
 fn copy_sql(from: &Path, to: &Path) {
