@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use datafusion::arrow::array::{
-    ArrayRef, BooleanArray, Decimal128Array, FixedSizeBinaryArray, Float64Array, Int64Array, ListArray, RecordBatch,
-    StringArray, StructArray, TimestampMicrosecondArray, UInt64Array,
+    ArrayRef, BooleanArray, Decimal128Array, FixedSizeBinaryArray, Float64Array, Int64Array, ListArray,
+    RecordBatch, StringArray, StructArray, TimestampMicrosecondArray, UInt64Array,
 };
 use datafusion::arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use datafusion::catalog::{CatalogProvider, MemTable, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider};
@@ -44,7 +44,8 @@ impl Fixture {
         table("public", "sales", sales());
         table("batch", "sales", sales());
         table("public", "kinds", kinds());
-        let wide = RecordBatch::try_from_iter([("n", Arc::new(Int64Array::from_iter_values(0..20_000)) as ArrayRef)]);
+        let wide =
+            RecordBatch::try_from_iter([("n", Arc::new(Int64Array::from_iter_values(0..20_000)) as ArrayRef)]);
         table("raw", "numbers", wide.unwrap());
         Self { pins: AtomicI64::new(0), fixed: Arc::new(fixed) }
     }
@@ -145,8 +146,7 @@ impl Server {
         let queries = query_runtime(2).unwrap();
         let metrics = Arc::new(Metrics::new());
         let fixture = Arc::new(Fixture::new());
-        let service =
-            QueryService::new(fixture, limits, queries.handle().clone(), Arc::clone(&metrics)).unwrap();
+        let service = QueryService::new(fixture, limits, queries.handle().clone(), Arc::clone(&metrics)).unwrap();
         let listener = pg::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = Shutdown::default();
@@ -176,10 +176,9 @@ impl Server {
             psql.args(["-c", command]);
         }
         match psql.output() {
-            Ok(output) => Some((
-                String::from_utf8(output.stdout).unwrap(),
-                String::from_utf8(output.stderr).unwrap(),
-            )),
+            Ok(output) => {
+                Some((String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap()))
+            }
             Err(_) => {
                 println!("skipped: no psql");
                 None
@@ -237,10 +236,20 @@ async fn simple_queries_answer_in_text() {
     assert_eq!(text(&client, "SELECT count(*) FROM batch.sales").await, "3");
     let kinds = texts(&client, "SELECT * FROM kinds").await.remove(0);
     let expected = [
-        "t", "2023-11-14 22:13:20.123456+00", "9999999999999999999999999999999.9999", "{1,NULL,3}",
-        r#"{"a":7,"b":"x\"y"}"#, "42", r"\xabcd",
+        "t",
+        "2023-11-14 22:13:20.123456+00",
+        "9999999999999999999999999999999.9999",
+        "{1,NULL,3}",
+        r#"{"a":7,"b":"x\"y"}"#,
+        "42",
+        r"\xabcd",
     ];
     assert_eq!(kinds.iter().map(|value| value.as_deref().unwrap()).collect::<Vec<_>>(), expected);
+    let named =
+        client.prepare("SELECT count(*), sum(total), 1 + 1, 5::bigint, total AS t FROM sales GROUP BY total");
+    let named = named.await.unwrap();
+    let names: Vec<&str> = named.columns().iter().map(|column| column.name()).collect();
+    assert_eq!(names, ["count", "sum", "?column?", "int8", "t"]);
     let plan = texts(&client, "EXPLAIN SELECT total FROM sales WHERE total > 5").await;
     assert!(plan.iter().any(|line| line[0].as_deref().unwrap().contains("total")), "{plan:?}");
     assert!(!texts(&client, "EXPLAIN ANALYZE SELECT count(*) FROM sales").await.is_empty());
@@ -362,10 +371,7 @@ async fn nothing_writes_and_no_file_is_touched() {
         "SET datafusion.catalog.location = '/'".into(),
     ] {
         let (code, message) = failure(&client, &sql).await;
-        assert!(
-            ["42501", "0A000", "42601", "42704", "42P01"].contains(&code.as_str()),
-            "{sql}: {code} {message}"
-        );
+        assert!(["42501", "0A000", "42601", "42704", "42P01"].contains(&code.as_str()), "{sql}: {code} {message}");
         assert!(sql.starts_with("SET") || client.prepare(&sql).await.is_err(), "{sql} can be prepared");
     }
     assert!(!target.exists());
@@ -412,13 +418,17 @@ async fn settings_belong_to_their_session() {
     client.simple_query("DISCARD ALL").await.unwrap();
     assert_eq!(text(&client, "SHOW statement_timeout").await, "7s");
     assert_eq!(failure(&client, "SET timezone TO 'Asia/Tokyo'").await.0, "22023");
-    client.simple_query("SET timezone TO 'UTC'; SET datestyle TO ISO; SET client_encoding TO 'UTF8'").await.unwrap();
+    client
+        .simple_query("SET timezone TO 'UTC'; SET datestyle TO ISO; SET client_encoding TO 'UTF8'")
+        .await
+        .unwrap();
     let wrong = tokio_postgres::connect(&format!("{} options='-c nonsense=1'", server.url()), NoTls).await;
     assert!(wrong.is_err());
 }
 
 /// Rows enough for minutes of work on any machine.
-const ENDLESS: &str = "SELECT sum(a.n * b.n % 7) FROM raw.numbers a CROSS JOIN raw.numbers b CROSS JOIN raw.numbers c";
+const ENDLESS: &str =
+    "SELECT sum(a.n * b.n % 7) FROM raw.numbers a CROSS JOIN raw.numbers b CROSS JOIN raw.numbers c";
 const ENDLESS_ROWS: &str = "SELECT a.n FROM raw.numbers a CROSS JOIN raw.numbers b CROSS JOIN raw.numbers c";
 
 /// Billions of pairs and not one row.
@@ -541,10 +551,12 @@ async fn psql_describes_the_catalog() {
         (r"\d kinds", vec!["timestamp with time zone", "numeric", "boolean"]),
         (r"\d+ sales", vec!["item_id", "bigint"]),
         (r"\dt+", vec!["sales", "what was sold"]),
+        (r"\dn+", vec!["public"]),
+        (r"\l+", vec!["viewledger"]),
         (r"\dn", vec!["public", "speed", "system"]),
         (r"\dv", vec![]),
         (r"\d", vec!["sales"]),
-        (r"\l", vec!["viewledger", "UTF8"]),
+        (r"\l", vec!["viewledger", "UTF-8"]),
         (r"\df", vec![]),
         (r"\du", vec![]),
         (r"\dm", vec![]),

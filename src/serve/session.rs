@@ -6,6 +6,8 @@
 mod dialect;
 pub mod functions;
 mod guard;
+mod names;
+mod psql;
 mod run;
 mod settings;
 pub mod statement;
@@ -25,9 +27,9 @@ use datafusion::prelude::SessionContext;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-pub use self::run::{Encode, Planned, ROWS_PER_PIECE, Rows, Stop};
 use self::functions::{Identity, Relation};
 use self::run::Work;
+pub use self::run::{Encode, Planned, ROWS_PER_PIECE, Rows, Stop};
 pub use self::settings::{SERVER_VERSION, Settings};
 use self::statement::{Query, SetScope, Statement, StatementParser};
 use self::system::System;
@@ -126,15 +128,25 @@ pub struct Prepared {
 /// What executing a statement gives.
 #[derive(Debug)]
 pub enum Outcome<T> {
-    Rows { schema: SchemaRef, rows: Rows<T>, tag: &'static str },
+    Rows {
+        schema: SchemaRef,
+        rows: Rows<T>,
+        tag: &'static str,
+    },
     /// A small result that was at hand.
-    Table { batch: RecordBatch, tag: &'static str },
+    Table {
+        batch: RecordBatch,
+        tag: &'static str,
+    },
     Done(&'static str),
     Began,
     /// `COMMIT` or `ROLLBACK`; holds the tag.
     Ended(&'static str),
     /// The adapter forgets prepared statements: one, or all.
-    Forget { name: Option<String>, tag: &'static str },
+    Forget {
+        name: Option<String>,
+        tag: &'static str,
+    },
     /// Settings changed; the adapter reports those that it promised to.
     Changed(&'static str),
 }
@@ -348,16 +360,29 @@ fn show_schema(name: Option<&str>) -> SchemaRef {
 /// What the client sees of a query's own schema.
 fn shown_schema(query: &Query, schema: SchemaRef) -> SchemaRef {
     if query.tag == "EXPLAIN" {
-        Arc::new(Schema::new(vec![Field::new("QUERY PLAN", DataType::Utf8, false)]))
-    } else {
-        schema
+        return Arc::new(Schema::new(vec![Field::new("QUERY PLAN", DataType::Utf8, false)]));
     }
+    let names = names::shown_names(&query.ast);
+    if names.len() != schema.fields().len() || names.iter().all(Option::is_none) {
+        return schema;
+    }
+    let fields: Vec<Field> = schema
+        .fields()
+        .iter()
+        .zip(names)
+        .map(|(field, name)| match name {
+            Some(name) => field.as_ref().clone().with_name(name),
+            None => field.as_ref().clone(),
+        })
+        .collect();
+    Arc::new(Schema::new(fields))
 }
 
 /// A row for each line of a plan, as PostgreSQL shows plans.
 fn explain_lines(batch: &RecordBatch) -> Result<RecordBatch, QueryError> {
     let text = |index: usize| -> Result<StringArray, QueryError> {
-        let column = cast(batch.column(index), &DataType::Utf8).map_err(|error| QueryError::internal(error.to_string()))?;
+        let column =
+            cast(batch.column(index), &DataType::Utf8).map_err(|error| QueryError::internal(error.to_string()))?;
         Ok(column.as_string::<i32>().clone())
     };
     let (kinds, plans) = (text(0)?, text(1)?);
@@ -423,22 +448,17 @@ fn keep_promise(planned: Planned, promised: &SchemaRef) -> Result<Planned, Query
 /// Every relation with its number, for functions that are asked about numbers.
 async fn relations(state: &SessionState) -> Result<Vec<Relation>, QueryError> {
     let context = SessionContext::new_with_state(state.clone());
-    let namespaces = context.table("pg_catalog.pg_namespace").await?.select(vec![
-        col("oid").alias("namespace"),
-        col("nspname"),
-    ])?;
+    let namespaces = context
+        .table("pg_catalog.pg_namespace")
+        .await?
+        .select(vec![col("oid").alias("namespace"), col("nspname")])?;
     let classes = context.table("pg_catalog.pg_class").await?.select(vec![
         col("oid"),
         col("relname"),
         col("relnamespace"),
     ])?;
-    let joined = classes.join(
-        namespaces,
-        datafusion::common::JoinType::Inner,
-        &["relnamespace"],
-        &["namespace"],
-        None,
-    )?;
+    let joined =
+        classes.join(namespaces, datafusion::common::JoinType::Inner, &["relnamespace"], &["namespace"], None)?;
     let batches = joined.select_columns(&["oid", "nspname", "relname"])?.collect().await?;
     let mut found = Vec::new();
     for batch in &batches {

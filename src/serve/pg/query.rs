@@ -24,9 +24,7 @@ use pgwire::api::results::{
 };
 use pgwire::api::stmt::{QueryParser, StoredStatement};
 use pgwire::api::store::{Entry, PortalStore};
-use pgwire::api::{
-    ClientInfo, ClientPortalStore, DEFAULT_NAME, PgWireConnectionState, Type,
-};
+use pgwire::api::{ClientInfo, ClientPortalStore, DEFAULT_NAME, PgWireConnectionState, Type};
 use pgwire::error::{PgWireError, PgWireResult};
 use pgwire::messages::PgWireBackendMessage;
 use pgwire::messages::data::{DataRow, RowDescription};
@@ -318,11 +316,8 @@ impl ExtendedQueryHandler for Queries {
                 0 => None,
                 _ => Some(deserialize_parameters(&portal, &types)?),
             };
-            let bound = Bound {
-                parameters,
-                promised: prepared.schema.as_ref(),
-                format: &portal.result_column_format,
-            };
+            let bound =
+                Bound { parameters, promised: prepared.schema.as_ref(), format: &portal.result_column_format };
             match self.start(client, &connection, &prepared.statement, bound, &mut stop).await? {
                 Started::Rows { infos, rows, tag } => {
                     let mut response = QueryResponse::new(infos, rows);
@@ -439,12 +434,7 @@ impl ExtendedQueryHandler for Queries {
         }
     }
 
-    async fn do_query<C>(
-        &self,
-        _: &mut C,
-        _: &Portal<Self::Statement>,
-        _: usize,
-    ) -> PgWireResult<Response>
+    async fn do_query<C>(&self, _: &mut C, _: &Portal<Self::Statement>, _: usize) -> PgWireResult<Response>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::PortalStore: PortalStore<Statement = Self::Statement>,
@@ -463,12 +453,7 @@ pub(super) struct Preparing;
 impl QueryParser for Preparing {
     type Statement = Arc<Prepared>;
 
-    async fn parse_sql<C>(
-        &self,
-        client: &C,
-        sql: &str,
-        _: &[Option<Type>],
-    ) -> PgWireResult<Option<Self::Statement>>
+    async fn parse_sql<C>(&self, client: &C, sql: &str, _: &[Option<Type>]) -> PgWireResult<Option<Self::Statement>>
     where
         C: ClientInfo + Unpin + Send + Sync,
     {
@@ -553,7 +538,9 @@ fn check_bind(bind: &Bind, stored: &StoredStatement<Arc<Prepared>>) -> PgWireRes
     }
     let formats = bind.parameter_format_codes.len();
     if formats > 1 && formats != given {
-        return Err(bind_violation(&format!("bind message has {formats} parameter formats but {given} parameters")));
+        return Err(bind_violation(&format!(
+            "bind message has {formats} parameter formats but {given} parameters"
+        )));
     }
     let columns = prepared.schema.as_ref().map_or(0, |schema| schema.fields().len());
     let formats = bind.result_column_format_codes.len();

@@ -66,9 +66,10 @@ impl StartupHandler for Startup {
         protocol_negotiation(client, startup).await?;
         save_startup_parameters_to_metadata(client, startup);
         let parameters = &startup.parameters;
-        let user = parameters.get("user").filter(|user| !user.is_empty()).ok_or_else(|| {
-            fatal(SqlState("28000"), "no user name was given in the start-up message")
-        })?;
+        let user = parameters
+            .get("user")
+            .filter(|user| !user.is_empty())
+            .ok_or_else(|| fatal(SqlState("28000"), "no user name was given in the start-up message"))?;
         let database = parameters.get("database").unwrap_or(user);
         if database != DATABASE {
             let message = format!("database \"{database}\" does not exist; the only one is \"{DATABASE}\"");
@@ -103,10 +104,7 @@ fn apply_parameters(
     parameters: &std::collections::BTreeMap<String, String>,
 ) -> PgWireResult<()> {
     let refused = |error: crate::serve::error::QueryError| match wire(error) {
-        PgWireError::UserError(info) => fatal(
-            SqlState::INVALID_PARAMETER,
-            info.message.clone(),
-        ),
+        PgWireError::UserError(info) => fatal(SqlState::INVALID_PARAMETER, info.message.clone()),
         other => other,
     };
     for (name, value) in parameters {
@@ -141,9 +139,7 @@ fn command_line_options(text: &str) -> Vec<(String, String)> {
             c => word.push(c),
         }
     }
-    let pair = |text: &str| {
-        text.split_once('=').map(|(name, value)| (name.replace('-', "_"), value.to_owned()))
-    };
+    let pair = |text: &str| text.split_once('=').map(|(name, value)| (name.replace('-', "_"), value.to_owned()));
     let mut found = Vec::new();
     let mut words = words.iter().filter(|word| !word.is_empty());
     while let Some(word) = words.next() {

@@ -9,20 +9,19 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
-use datafusion::sql::sqlparser::ast::{
-    self, ContextModifier, Expr, Reset, Set, SetExpr, Value, Visit, Visitor,
-};
+use datafusion::sql::sqlparser::ast::{self, ContextModifier, Expr, Reset, Set, SetExpr, Value, Visit, Visitor};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer};
 use datafusion_pg_catalog::sql::PostgresCompatibilityParser;
 use datafusion_pg_catalog::sql::rules::{
-    CurrentUserVariableToSessionUserFunctionCall, FixArrayLiteral, FixVersionColumnName, RewriteArrayAnyAllOperation,
-    RewritePgCatalogOperator, RewriteRegCastToSubquery, SqlStatementRewriteRule, StripCallableQualifier,
-    StripCollate,
+    CurrentUserVariableToSessionUserFunctionCall, FixArrayLiteral, FixVersionColumnName,
+    RewriteArrayAnyAllOperation, RewritePgCatalogOperator, RewriteRegCastToSubquery, SqlStatementRewriteRule,
+    StripCallableQualifier, StripCollate,
 };
 
 use super::dialect::Postgres;
+use super::psql::without_unknowns;
 use crate::serve::Limits;
 use crate::serve::error::{QueryError, SqlState, character, syntax};
 
@@ -56,7 +55,9 @@ pub enum Statement {
     /// Forgets one prepared statement, or all.
     Deallocate(Option<String>),
     /// `DISCARD ALL`, or only a part that this server does not keep.
-    Discard { all: bool },
+    Discard {
+        all: bool,
+    },
     /// `LISTEN`, `UNLISTEN` and other requests that ask for nothing here. Holds the tag.
     Ignored(&'static str),
 }
@@ -209,7 +210,7 @@ impl StatementParser {
             let part = sql.get(range).unwrap_or(sql);
             let mut statements = self.compatibility.parse(part).map_err(|error| syntax(part, &error))?;
             match (statements.pop(), statements.is_empty()) {
-                (Some(statement), true) => statement,
+                (Some(statement), true) => without_unknowns(statement),
                 _ => return Err(QueryError::new(SqlState::SYNTAX, "syntax error: expected one statement")),
             }
         } else {
@@ -220,7 +221,9 @@ impl StatementParser {
     }
 }
 
-fn parse_tokens(tokens: &[TokenWithSpan]) -> Result<ast::Statement, datafusion::sql::sqlparser::parser::ParserError> {
+fn parse_tokens(
+    tokens: &[TokenWithSpan],
+) -> Result<ast::Statement, datafusion::sql::sqlparser::parser::ParserError> {
     let mut parser =
         Parser::new(&Postgres).with_recursion_limit(RECURSION_MAX).with_tokens_with_locations(tokens.to_vec());
     let statement = parser.parse_statement()?;
@@ -261,9 +264,9 @@ fn classify(statement: ast::Statement, sql: &Arc<str>, catalog: bool) -> Result<
         S::Discard { object_type } => {
             Ok(Statement::Discard { all: matches!(object_type, ast::DiscardObject::ALL) })
         }
-        S::Deallocate { name, .. } => Ok(Statement::Deallocate(
-            (!name.value.eq_ignore_ascii_case("all")).then(|| name.value.clone()),
-        )),
+        S::Deallocate { name, .. } => {
+            Ok(Statement::Deallocate((!name.value.eq_ignore_ascii_case("all")).then(|| name.value.clone())))
+        }
         S::LISTEN { .. } => Ok(Statement::Ignored("LISTEN")),
         S::UNLISTEN { .. } => Ok(Statement::Ignored("UNLISTEN")),
         other => Err(QueryError::refused(&command(other))),
@@ -369,9 +372,10 @@ fn refusal(words: &[&str]) -> Option<QueryError> {
             format!("{} is not supported yet", words.first().copied().unwrap_or_default()),
         )),
         word @ ("INSERT" | "UPDATE" | "DELETE" | "MERGE" | "TRUNCATE" | "CREATE" | "DROP" | "ALTER" | "GRANT"
-        | "REVOKE" | "COMMENT" | "VACUUM" | "ANALYZE" | "CLUSTER" | "REINDEX" | "LOCK" | "CALL" | "DO" | "LOAD"
-        | "INSTALL" | "ATTACH" | "DETACH" | "EXPORT" | "IMPORT" | "UNLOAD" | "CHECKPOINT" | "SECURITY"
-        | "REASSIGN" | "NOTIFY" | "KILL" | "USE" | "CACHE" | "UNCACHE" | "MSCK" | "OPTIMIZE") => {
+        | "REVOKE" | "COMMENT" | "VACUUM" | "ANALYZE" | "CLUSTER" | "REINDEX" | "LOCK" | "CALL" | "DO"
+        | "LOAD" | "INSTALL" | "ATTACH" | "DETACH" | "EXPORT" | "IMPORT" | "UNLOAD" | "CHECKPOINT"
+        | "SECURITY" | "REASSIGN" | "NOTIFY" | "KILL" | "USE" | "CACHE" | "UNCACHE" | "MSCK"
+        | "OPTIMIZE") => {
             let second = words.get(1).copied().unwrap_or_default();
             Some(QueryError::refused(format!("{word} {second}").trim()))
         }
@@ -437,7 +441,13 @@ fn names_catalog(token: &TokenWithSpan) -> bool {
         || name.starts_with("has_")
         || matches!(
             name.as_str(),
-            "regclass" | "regtype" | "regproc" | "regnamespace" | "to_regclass" | "obj_description" | "col_description"
+            "regclass"
+                | "regtype"
+                | "regproc"
+                | "regnamespace"
+                | "to_regclass"
+                | "obj_description"
+                | "col_description"
         )
 }
 
@@ -474,19 +484,41 @@ fn check_depth(tokens: &[TokenWithSpan], depth_max: usize, nesting_max: usize) -
             }
             Token::Comma => level.chain = 0,
             Token::Word(word) => match word.keyword {
-                Keyword::SELECT | Keyword::FROM | Keyword::WHERE | Keyword::HAVING | Keyword::GROUP
-                | Keyword::ORDER | Keyword::WHEN | Keyword::THEN | Keyword::ELSE => level.chain = 0,
+                Keyword::SELECT
+                | Keyword::FROM
+                | Keyword::WHERE
+                | Keyword::HAVING
+                | Keyword::GROUP
+                | Keyword::ORDER
+                | Keyword::WHEN
+                | Keyword::THEN
+                | Keyword::ELSE => level.chain = 0,
                 Keyword::JOIN | Keyword::UNION | Keyword::INTERSECT | Keyword::EXCEPT => level.relations += 1,
                 Keyword::CASE => level.relations += 1,
-                Keyword::AND | Keyword::OR | Keyword::NOT | Keyword::IS | Keyword::LIKE | Keyword::ILIKE
-                | Keyword::SIMILAR | Keyword::BETWEEN | Keyword::COLLATE | Keyword::AT | Keyword::OPERATOR => {
+                Keyword::AND
+                | Keyword::OR
+                | Keyword::NOT
+                | Keyword::IS
+                | Keyword::LIKE
+                | Keyword::ILIKE
+                | Keyword::SIMILAR
+                | Keyword::BETWEEN
+                | Keyword::COLLATE
+                | Keyword::AT
+                | Keyword::OPERATOR => {
                     level.chain += 1;
                 }
                 _ => {}
             },
-            Token::Number(..) | Token::SingleQuotedString(_) | Token::Period | Token::Placeholder(_)
-            | Token::EscapedStringLiteral(_) | Token::NationalStringLiteral(_) | Token::HexStringLiteral(_)
-            | Token::DollarQuotedString(_) | Token::UnicodeStringLiteral(_) => {}
+            Token::Number(..)
+            | Token::SingleQuotedString(_)
+            | Token::Period
+            | Token::Placeholder(_)
+            | Token::EscapedStringLiteral(_)
+            | Token::NationalStringLiteral(_)
+            | Token::HexStringLiteral(_)
+            | Token::DollarQuotedString(_)
+            | Token::UnicodeStringLiteral(_) => {}
             _ => level.chain += 1,
         }
         let deep = levels.iter().any(|level| level.chain > depth_max || level.relations > depth_max);
@@ -536,10 +568,20 @@ mod tests {
     #[test]
     fn everything_that_writes_is_refused() {
         for sql in [
-            "COPY (SELECT 1) TO '/tmp/x'", "COPY t FROM '/etc/passwd'", "CREATE TABLE t AS SELECT 1",
-            "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/etc/passwd'", "DROP TABLE t", "TRUNCATE t",
-            "INSERT INTO t VALUES (1)", "UPDATE t SET a = 1", "DELETE FROM t", "SELECT 1 INTO t",
-            "EXPLAIN ANALYZE INSERT INTO t VALUES (1)", "ALTER TABLE t ADD c int", "DO $$ x $$", "SELECT 1 FOR UPDATE",
+            "COPY (SELECT 1) TO '/tmp/x'",
+            "COPY t FROM '/etc/passwd'",
+            "CREATE TABLE t AS SELECT 1",
+            "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/etc/passwd'",
+            "DROP TABLE t",
+            "TRUNCATE t",
+            "INSERT INTO t VALUES (1)",
+            "UPDATE t SET a = 1",
+            "DELETE FROM t",
+            "SELECT 1 INTO t",
+            "EXPLAIN ANALYZE INSERT INTO t VALUES (1)",
+            "ALTER TABLE t ADD c int",
+            "DO $$ x $$",
+            "SELECT 1 FOR UPDATE",
         ] {
             assert_eq!(state(sql), "42501", "{sql}");
         }
@@ -562,9 +604,16 @@ mod tests {
         assert_eq!(state(&format!("SELECT {}", "(".repeat(5_000))), "54001");
         assert_eq!(state(&format!("SELECT {} 1", "NOT ".repeat(20_000))), "54001");
         assert_eq!(state(&vec!["SELECT 1"; 2_000].join(" UNION ALL ")), "54001");
-        for (open, close) in [("abs(", ")"), ("(", ")"), ("ARRAY[", "]"), ("CAST(", " AS int)"), ("(SELECT ", ")"),
-            ("CASE WHEN true THEN ", " END"), ("coalesce(1, ", ")"), ("NOT (", ")")]
-        {
+        for (open, close) in [
+            ("abs(", ")"),
+            ("(", ")"),
+            ("ARRAY[", "]"),
+            ("CAST(", " AS int)"),
+            ("(SELECT ", ")"),
+            ("CASE WHEN true THEN ", " END"),
+            ("coalesce(1, ", ")"),
+            ("NOT (", ")"),
+        ] {
             let started = std::time::Instant::now();
             let sql = format!("SELECT {}1{}", open.repeat(40), close.repeat(40));
             assert!(parse(&sql).is_ok(), "{open}: {:?}", parse(&sql).err());
