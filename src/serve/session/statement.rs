@@ -581,7 +581,7 @@ mod tests {
             "EXPLAIN ANALYZE INSERT INTO t VALUES (1)",
             "ALTER TABLE t ADD c int",
             "DO $$ x $$",
-            "SELECT 1 FOR UPDATE",
+            "SELECT a FROM t FOR UPDATE",
         ] {
             assert_eq!(state(sql), "42501", "{sql}");
         }
