@@ -132,7 +132,8 @@ fn names(sources: &[Source]) -> BTreeMap<String, String> {
     sources.iter().map(|s| (s.stream.topic.clone(), s.stream.name.clone())).collect()
 }
 
-fn client_config(kafka: &config::Kafka) -> ClientConfig {
+/// The settings of the client; the benches read with the same ones.
+pub fn client_config(kafka: &config::Kafka) -> ClientConfig {
     let mut client = ClientConfig::new();
     // Defaults that a user may override.
     client

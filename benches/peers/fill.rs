@@ -1,0 +1,75 @@
+//! Archives generated records without Kafka: through the server's own decoder, key index and epoch writer, in
+//! epochs of `archive.commit_bytes_max`, so that the files are those a server at full speed writes.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use datafusion::arrow::array::AsArray;
+use datafusion::arrow::compute::{filter_record_batch, not};
+use datafusion::arrow::datatypes::Int32Type;
+use datafusion::arrow::record_batch::RecordBatch;
+use viewledger::archive::dedup::KeyIndex;
+use viewledger::archive::ledger::{Ledger, LedgerRow};
+use viewledger::archive::{Archive, Kind};
+use viewledger::config::Config;
+use viewledger::catalog::stream::PARTITION;
+use viewledger::position::{Epoch, PartitionId, StreamFrontier, TopicIdentity};
+use viewledger::storage::Storage;
+
+use crate::records::{Records, STREAM, declared, decoder};
+
+/// Archives `events` records, duplicates and rejected ones included, unless that was done before.
+pub async fn archive(config: &Config, events: u64) -> Result<()> {
+    let storage = Storage::open(&config.storage.location(), std::iter::empty())?;
+    let declared = declared(config).await;
+    let stream = declared.names.streams.get(STREAM).expect("a shipped stream");
+    if Archive::peek(&storage, STREAM).await?.is_some_and(|found| found.epoch > Epoch(0)) {
+        return Ok(());
+    }
+    let decoder = decoder(&declared, config);
+    let mut archive = Archive::open(&storage, STREAM, stream.archive_schema()).await?;
+    let (mut records, mut keys) = (Records::new(20), KeyIndex::default());
+    let topic = TopicIdentity { cluster_id: "bench".to_owned(), topic_id: "bench".to_owned() };
+    let mut frontier = StreamFrontier { topic: Some(topic), next: BTreeMap::new() };
+    let mut ledger = Ledger::new();
+    let key = stream.key.expect("the stream has a key");
+    let mut left = events;
+    while left > 0 {
+        let mut writer = archive.begin();
+        let mut bytes = 0;
+        while left > 0 && bytes < config.archive.commit_bytes_max {
+            let rows = left.min(config.ingest.micro_batch_rows_max as u64);
+            left -= rows;
+            let batch = decoder.decode(records.batch(rows as usize), 1_793_600_000_000_000)?;
+            bytes += batch.payload_bytes;
+            let new = keys.insert(batch.records.column(key))?;
+            let pieces = [
+                (Kind::Event, filter_record_batch(&batch.records, &new)?),
+                (Kind::Duplicate, filter_record_batch(&batch.records, &not(&new)?)?),
+                (Kind::Quarantined, batch.rejects),
+            ];
+            for (kind, rows) in pieces {
+                count(&mut ledger, kind, &rows);
+                writer.append_records(kind, &rows)?;
+            }
+            batch.positions.into_iter().for_each(|(partition, to)| frontier.advance(partition, to));
+        }
+        archive.commit(&writer.finish(frontier.clone(), ledger.clone())?).await?;
+        eprintln!("fill: {} of {events} archived", events - left);
+    }
+    archive.settle().await;
+    Ok(())
+}
+
+fn count(ledger: &mut Ledger, kind: Kind, rows: &RecordBatch) {
+    let partitions = rows.column_by_name(PARTITION).expect("every record has coordinates");
+    for partition in partitions.as_primitive::<Int32Type>().values() {
+        let row: &mut LedgerRow = ledger.entry(PartitionId(*partition)).or_default();
+        row.passed += 1;
+        match kind {
+            Kind::Event => row.events += 1,
+            Kind::Duplicate => row.duplicates += 1,
+            Kind::Quarantined => row.quarantined += 1,
+        }
+    }
+}

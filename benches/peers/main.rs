@@ -1,0 +1,39 @@
+//! The whole program beside its peers, in one run: ratios, not absolute figures.
+//!
+//! ```sh
+//! cargo bench --bench peers -- ingest      # beside a bare rdkafka consumer
+//! cargo bench --bench peers -- freshness   # acknowledged -> visible
+//! cargo bench --bench peers -- refresh     # beside DuckDB
+//! ```
+//! What they need and what they measure stands in `benches/README.md`.
+#![allow(clippy::unwrap_used, unreachable_pub, missing_debug_implementations)]
+
+mod fill;
+mod freshness;
+mod ingest;
+mod process;
+mod refresh;
+#[path = "../common/records.rs"]
+mod records;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> anyhow::Result<()> {
+    // `cargo bench` adds a flag of its own.
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["ingest"] => ingest::run(),
+        ["freshness"] => freshness::run(),
+        ["refresh"] => refresh::run(),
+        // The peer of `ingest`, in a process of its own.
+        ["bare", brokers] => ingest::bare(brokers),
+        [] => {
+            ingest::run()?;
+            freshness::run()?;
+            refresh::run()
+        }
+        other => anyhow::bail!("{other:?}: choose of ingest, freshness, refresh"),
+    }
+}
