@@ -149,7 +149,8 @@ impl Core {
             shutdown.clone(),
         )?;
         let latest = Generations::new(&storage).latest().await.context("cannot read the newest generation")?;
-        let generation = refresher.complete(latest, &snapshots).await.context("cannot compute missing batch views")?;
+        let generation =
+            refresher.complete(latest, &snapshots).await.context("cannot compute missing batch views")?;
 
         let mut streams = BTreeMap::new();
         for (name, archive) in snapshots {

@@ -225,13 +225,7 @@ fn public(settings: &Table) -> Vec<(String, String)> {
 }
 
 /// Lays `over` on `base`, key by key; a table that is empty in the defaults takes any key with a text value.
-fn overlay(
-    base: &mut Table,
-    over: Table,
-    prefix: &str,
-    origin: &str,
-    known: &[String],
-) -> Result<(), ConfigError> {
+fn overlay(base: &mut Table, over: Table, prefix: &str, origin: &str, known: &[String]) -> Result<(), ConfigError> {
     let free_keys = !prefix.is_empty() && base.is_empty();
     for (key, value) in over {
         let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
@@ -262,7 +256,8 @@ fn apply_env(settings: &mut Table, known: &[String], name: &str, text: &str) -> 
         return Ok(());
     };
     let (section, key) = path.split_once('.').expect("known keys have a section");
-    let slot = settings.get_mut(section).and_then(|table| table.get_mut(key)).expect("known keys are in the defaults");
+    let slot =
+        settings.get_mut(section).and_then(|table| table.get_mut(key)).expect("known keys are in the defaults");
     let value = match slot {
         Value::Integer(_) => text.parse().ok().map(Value::Integer),
         Value::Boolean(_) => text.parse().ok().map(Value::Boolean),
@@ -315,7 +310,9 @@ fn type_name(value: &Value) -> &'static str {
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_duration(&text).ok_or_else(|| {
-        serde::de::Error::custom(format!("{text:?} is not a duration; write it like \"250ms\", \"30s\" or \"1 hour\""))
+        serde::de::Error::custom(format!(
+            "{text:?} is not a duration; write it like \"250ms\", \"30s\" or \"1 hour\""
+        ))
     })
 }
 

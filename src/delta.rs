@@ -193,7 +193,8 @@ impl Delta {
         let same = |a: &Run, b: &Run| Arc::ptr_eq(&a.states, &b.states);
         let Some(start) = runs.iter().position(|run| same(run, first)) else { return next };
         let end = start + combine.runs.len();
-        let intact = runs.get(start..end).is_some_and(|found| found.iter().zip(&combine.runs).all(|(a, b)| same(a, b)));
+        let intact =
+            runs.get(start..end).is_some_and(|found| found.iter().zip(&combine.runs).all(|(a, b)| same(a, b)));
         // A refresh that began meanwhile may have drawn its cut through them.
         let cuttable = self.hold.is_none_or(|hold| last.last <= hold || first.first > hold);
         if intact && cuttable {

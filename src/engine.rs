@@ -27,8 +27,8 @@ use url::Url;
 
 mod combinator;
 mod inner;
-mod split;
 pub mod planner;
+mod split;
 pub mod state;
 
 /// Name of the catalog that every session has; Postgres clients see it as the database.

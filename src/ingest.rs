@@ -111,7 +111,8 @@ impl Ingest {
     fn take(&mut self, batch: Decoded) -> Result<(), SinkError> {
         let Some(stream) = self.streams.get_mut(batch.source) else { return Ok(()) };
         let name = stream.intake.stream.name.clone();
-        let failed = |what: &str, error: &dyn std::fmt::Display| SinkError(format!("stream {name}: {what}: {error}"));
+        let failed =
+            |what: &str, error: &dyn std::fmt::Display| SinkError(format!("stream {name}: {what}: {error}"));
 
         let (events, duplicates) = match (stream.key, self.dedup) {
             (Some(key), Dedup::On) => {
@@ -122,11 +123,7 @@ impl Ingest {
         };
         stream.count(&batch, &events, &duplicates).map_err(|e| failed("conservation", &e))?;
 
-        let work = [
-            (Kind::Event, &events),
-            (Kind::Duplicate, &duplicates),
-            (Kind::Quarantined, &batch.rejects),
-        ];
+        let work = [(Kind::Event, &events), (Kind::Duplicate, &duplicates), (Kind::Quarantined, &batch.rejects)];
         for (kind, rows) in work.into_iter().filter(|(_, rows)| rows.num_rows() > 0) {
             stream.send(Work::Append(kind, rows.clone()))?;
         }
@@ -165,7 +162,8 @@ impl Ingest {
             let labels = EventLabels { stream: stream.to_owned(), outcome };
             self.shared.metrics.events.get_or_create(&labels).inc_by(rows as u64);
         }
-        let latency = self.shared.metrics.processing_latency.get_or_create(&StreamLabel { stream: stream.to_owned() });
+        let latency =
+            self.shared.metrics.processing_latency.get_or_create(&StreamLabel { stream: stream.to_owned() });
         let now = self.shared.clock.now();
         // One observation per hundred records tells the distribution and costs nothing.
         for at in produced.iter().step_by(100) {
@@ -188,7 +186,10 @@ impl Ingest {
         let mut warned = false;
         while bytes() > self.limits.delta_bytes_max && !self.shared.shutdown.is_triggered() {
             if !warned {
-                tracing::warn!(max = self.limits.delta_bytes_max, "delta over its budget: intake waits for a refresh");
+                tracing::warn!(
+                    max = self.limits.delta_bytes_max,
+                    "delta over its budget: intake waits for a refresh"
+                );
                 warned = true;
                 // What is not committed can not leave the delta.
                 for stream in &mut self.streams {
@@ -209,7 +210,9 @@ impl Ingest {
             return Ok(());
         };
         for due in delta.due() {
-            let Some(input) = stream.intake.views.iter().find(|input| input.view.name() == due.view) else { continue };
+            let Some(input) = stream.intake.views.iter().find(|input| input.view.name() == due.view) else {
+                continue;
+            };
             let states = self
                 .runtime
                 .block_on(fold::combined(&self.shared.engine, &input.view, &due))
@@ -255,9 +258,9 @@ impl OpenStream {
                 .map_err(|_| format!("partition {partition} would go back from offset {from} to {to}"))?;
             let new = seen.remove(partition).unwrap_or_default();
             let records = new.events + new.duplicates + new.quarantined;
-            let gaps = passed
-                .checked_sub(records)
-                .ok_or_else(|| format!("partition {partition}: {records} records between offsets {from} and {to}"))?;
+            let gaps = passed.checked_sub(records).ok_or_else(|| {
+                format!("partition {partition}: {records} records between offsets {from} and {to}")
+            })?;
             self.intake.frontier.advance(*partition, *to);
             let row = self.intake.ledger.entry(*partition).or_default();
             row.passed += passed;
@@ -293,7 +296,10 @@ impl OpenStream {
     }
 }
 
-fn split(records: &RecordBatch, new: &BooleanArray) -> Result<(RecordBatch, RecordBatch), datafusion::arrow::error::ArrowError> {
+fn split(
+    records: &RecordBatch,
+    new: &BooleanArray,
+) -> Result<(RecordBatch, RecordBatch), datafusion::arrow::error::ArrowError> {
     if new.true_count() == new.len() {
         return Ok((records.clone(), records.slice(0, 0)));
     }

@@ -159,9 +159,7 @@ impl Metrics {
 
     /// Sets how far behind the end of its partition the consumer is.
     pub fn set_consumer_lag(&self, stream: &str, partition: i32, records: i64) {
-        self.consumer_lag
-            .get_or_create(&PartitionLabels { stream: stream.to_owned(), partition })
-            .set(records);
+        self.consumer_lag.get_or_create(&PartitionLabels { stream: stream.to_owned(), partition }).set(records);
     }
 
     /// Counts one finished archive commit.
@@ -211,12 +209,7 @@ impl Metrics {
         );
         r.register("archive_bytes", "Bytes of data files committed", self.archive_bytes.clone());
         r.register("refreshes", "Refreshes by outcome", self.refreshes.clone());
-        r.register_with_unit(
-            "refresh_duration",
-            "Duration of a refresh",
-            s.clone(),
-            self.refresh_duration.clone(),
-        );
+        r.register_with_unit("refresh_duration", "Duration of a refresh", s.clone(), self.refresh_duration.clone());
         r.register("generation", "The generation that queries read", self.generation.clone());
         r.register("delta_bytes", "Memory held by the delta", self.delta_bytes.clone());
         r.register("delta_rows", "Records in the delta", self.delta_rows.clone());
@@ -250,10 +243,7 @@ mod tests {
     fn named_metrics_are_printed() {
         let metrics = Metrics::new();
         metrics.events_of("orders", EventOutcome::Duplicate).inc_by(3);
-        metrics
-            .processing_latency
-            .get_or_create(&StreamLabel { stream: "orders".into() })
-            .observe(0.02);
+        metrics.processing_latency.get_or_create(&StreamLabel { stream: "orders".into() }).observe(0.02);
         metrics.set_consumer_lag("orders", 7, 42);
         metrics.query(WorkOutcome::Cancelled, Duration::from_millis(5));
         let text = metrics.encode();

@@ -48,7 +48,8 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
         QueryService::new(Arc::clone(&database), limits, queries.handle().clone(), Arc::clone(&core.metrics))?;
 
     let running = core.start_intake().await?;
-    let schedule = Arc::clone(&core.refresher).schedule(Arc::clone(&core.cell), core.refresh_interval(), health.clone());
+    let schedule =
+        Arc::clone(&core.refresher).schedule(Arc::clone(&core.cell), core.refresh_interval(), health.clone());
     spawn("refresh schedule", &health, schedule);
     spawn("gauges", &health, gauges(&core));
     let (stop, poison) = (shutdown.clone(), health.clone());

@@ -5,15 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use object_store::path::Path;
 use object_store::ObjectStoreExt;
+use object_store::path::Path;
 use tokio::sync::{Mutex, Notify};
 
 use crate::archive::ArchiveSnapshot;
+use crate::batch::Generation;
 use crate::batch::gc::Retired;
 use crate::batch::publish::Generations;
 use crate::batch::run::{Progress, RefreshError, RefreshInput, Workshop};
-use crate::batch::Generation;
 use crate::engine::Engine;
 use crate::merge::catalog::Names;
 use crate::merge::snapshot::SnapshotCell;
@@ -64,7 +64,6 @@ impl Progress for LogProgress {
 }
 
 impl Refresher {
-    #[expect(clippy::too_many_arguments, reason = "the parts it is made of, each named once in the root")]
     pub fn new(
         engine: Arc<Engine>,
         threads: usize,
@@ -124,7 +123,11 @@ impl Refresher {
 
     /// Makes the next generation up to the newest archive commits and publishes it to readers; `full` names views
     /// to compute from the whole archive.
-    pub async fn refresh(self: &Arc<Self>, cell: &SnapshotCell, full: Vec<String>) -> Result<GenerationId, RefreshError> {
+    pub async fn refresh(
+        self: &Arc<Self>,
+        cell: &SnapshotCell,
+        full: Vec<String>,
+    ) -> Result<GenerationId, RefreshError> {
         let mut retired = self.running.lock().await;
         let began = Instant::now();
         // From here on the delta keeps a boundary where the next generation will end.
@@ -187,7 +190,8 @@ impl Refresher {
                 clock: me.clock.as_ref(),
                 shutdown: &me.shutdown,
             };
-            let input = RefreshInput { current: &current, archives: &archives, views: &me.names.views, full: &full };
+            let input =
+                RefreshInput { current: &current, archives: &archives, views: &me.names.views, full: &full };
             let next = workshop.make(input, &LogProgress).await?;
             me.generations.publish(&next).await?;
             Ok(next)

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use datafusion::arrow::compute::concat_batches;
-use datafusion::logical_expr::{LogicalPlanBuilder, ident};
 use datafusion::datasource::provider_as_source;
+use datafusion::logical_expr::{LogicalPlanBuilder, ident};
 use futures::TryStreamExt;
 
 use crate::archive::dedup::KeyIndex;
@@ -33,7 +33,8 @@ pub async fn delta(
         for (name, input) in names.views.iter().filter(|(_, input)| input.stream.name == stream) {
             let records = archive.table(input.stream.record_schema(), Kind::Event, base);
             let plan = input.view.state_plan(Arc::new(records))?;
-            let batches = engine.collect(plan, THREADS).await.with_context(|| format!("cannot restore view {name}"))?;
+            let batches =
+                engine.collect(plan, THREADS).await.with_context(|| format!("cannot restore view {name}"))?;
             states.insert(name.clone(), concat_batches(&input.view.state_schema(), &batches)?);
         }
     }
@@ -49,7 +50,9 @@ pub async fn keys(engine: &Engine, stream: &Stream, archive: &ArchiveSnapshot) -
         .project([ident(&column.name)])?
         .build()?;
     let mut batches = engine.stream(plan, THREADS).await?;
-    while let Some(batch) = batches.try_next().await.with_context(|| format!("cannot read the keys of {}", stream.name))? {
+    while let Some(batch) =
+        batches.try_next().await.with_context(|| format!("cannot read the keys of {}", stream.name))?
+    {
         index.insert(batch.column(0))?;
     }
     Ok(index)

@@ -37,7 +37,9 @@ impl KeyIndex {
         match column.data_type() {
             DataType::Utf8 => Ok(self.insert_all(column.as_string::<i32>().iter().map(|v| v.map(text_key)))),
             DataType::Utf8View => Ok(self.insert_all(column.as_string_view().iter().map(|v| v.map(text_key)))),
-            DataType::Int64 => Ok(self.insert_all(column.as_primitive::<Int64Type>().iter().map(|v| v.map(integer_key)))),
+            DataType::Int64 => {
+                Ok(self.insert_all(column.as_primitive::<Int64Type>().iter().map(|v| v.map(integer_key))))
+            }
             DataType::Int32 => {
                 let keys = column.as_primitive::<Int32Type>().iter();
                 Ok(self.insert_all(keys.map(|v| v.map(|v| integer_key(i64::from(v))))))

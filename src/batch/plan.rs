@@ -27,7 +27,13 @@ pub enum ViewPlan {
 }
 
 /// `from` and `to` are the archive epochs of the current generation and of the next one.
-pub fn view_plan(current: Option<&ViewStates>, fingerprint: &str, scope: Scope, from: Epoch, to: Epoch) -> ViewPlan {
+pub fn view_plan(
+    current: Option<&ViewStates>,
+    fingerprint: &str,
+    scope: Scope,
+    from: Epoch,
+    to: Epoch,
+) -> ViewPlan {
     match current {
         Some(view) if view.fingerprint == fingerprint && scope == Scope::New => {
             if from == to {
@@ -66,7 +72,8 @@ mod tests {
     #[test]
     fn a_view_is_kept_extended_or_rebuilt() {
         let view = ViewStates { fingerprint: "f".into(), runs: vec![file(3)] };
-        let plan = |fingerprint, scope, from, to| view_plan(Some(&view), fingerprint, scope, Epoch(from), Epoch(to));
+        let plan =
+            |fingerprint, scope, from, to| view_plan(Some(&view), fingerprint, scope, Epoch(from), Epoch(to));
         let rebuild = ViewPlan::Compute { after: Epoch(0), runs: vec![] };
         assert_eq!(plan("f", Scope::New, 4, 4), ViewPlan::Keep(vec![file(3)]));
         assert_eq!(plan("f", Scope::New, 4, 6), ViewPlan::Compute { after: Epoch(4), runs: vec![file(3)] });

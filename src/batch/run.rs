@@ -121,7 +121,12 @@ impl Workshop<'_> {
         self.write(view, plan, id, 0).await
     }
 
-    async fn combine(&self, view: &LambdaView, runs: &mut Vec<RunFile>, id: GenerationId) -> Result<(), RefreshError> {
+    async fn combine(
+        &self,
+        view: &LambdaView,
+        runs: &mut Vec<RunFile>,
+        id: GenerationId,
+    ) -> Result<(), RefreshError> {
         let rows: Vec<u64> = runs.iter().map(|run| run.rows).collect();
         let count = runs_to_combine(&rows);
         if count == 0 {

@@ -106,12 +106,8 @@ fn parser_fault(file: &str, start: Location, error: ParserError) -> Fault {
 fn comment_above(text: &str, line: u64) -> Option<String> {
     let first = usize::try_from(line).ok()?.checked_sub(1)?;
     let lines: Vec<&str> = text.lines().take(first).collect();
-    let above: Vec<&str> = lines
-        .iter()
-        .rev()
-        .map_while(|line| line.trim_start().strip_prefix("--"))
-        .map(str::trim)
-        .collect();
+    let above: Vec<&str> =
+        lines.iter().rev().map_while(|line| line.trim_start().strip_prefix("--")).map(str::trim).collect();
     let comment = above.into_iter().rev().collect::<Vec<_>>().join(" ");
     (!comment.trim().is_empty()).then(|| comment.trim().to_owned())
 }
@@ -172,7 +168,11 @@ fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Locati
     for definition in &table.columns {
         let column = column(file, definition)?;
         if columns.iter().any(|c| c.name == column.name) {
-            return Err(fault(file, definition.name.span.start, format!("column {} is declared twice", column.name)));
+            return Err(fault(
+                file,
+                definition.name.span.start,
+                format!("column {} is declared twice", column.name),
+            ));
         }
         columns.push(column);
         for option in &definition.options {
@@ -214,7 +214,11 @@ fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Locati
     if let Some(column) = key.and_then(|i| columns.get_mut(i)) {
         column.required = true;
         if !matches!(column.kind, ColumnType::Text | ColumnType::Uuid | ColumnType::Int32 | ColumnType::Int64) {
-            return Err(fault(file, start, format!("PRIMARY KEY column {} must be a UUID, text or integer", column.name)));
+            return Err(fault(
+                file,
+                start,
+                format!("PRIMARY KEY column {} must be a UUID, text or integer", column.name),
+            ));
         }
     }
     Ok(Stream {
@@ -238,7 +242,12 @@ struct Rules<'a> {
 }
 
 impl Rules<'_> {
-    fn column_option(&mut self, column: &ColumnDef, name: Option<&Ident>, option: &ColumnOption) -> Result<(), Fault> {
+    fn column_option(
+        &mut self,
+        column: &ColumnDef,
+        name: Option<&Ident>,
+        option: &ColumnOption,
+    ) -> Result<(), Fault> {
         match option {
             ColumnOption::Null | ColumnOption::NotNull => Ok(()),
             ColumnOption::PrimaryKey(_) => self.primary_key(&column.name),
@@ -289,16 +298,15 @@ impl Rules<'_> {
 }
 
 fn column(file: &str, definition: &ColumnDef) -> Result<Column, Fault> {
-    let required = definition
-        .options
-        .iter()
-        .any(|o| matches!(o.option, ColumnOption::NotNull | ColumnOption::PrimaryKey(_)));
+    let required =
+        definition.options.iter().any(|o| matches!(o.option, ColumnOption::NotNull | ColumnOption::PrimaryKey(_)));
     let name = normalize(&definition.name);
     let at = definition.name.span.start;
     if name.starts_with('_') {
         return Err(fault(file, at, format!("column {name}: names that begin with _ belong to the engine")));
     }
-    let kind = column_type(&definition.data_type).map_err(|reason| fault(file, at, format!("column {name}: {reason}")))?;
+    let kind =
+        column_type(&definition.data_type).map_err(|reason| fault(file, at, format!("column {name}: {reason}")))?;
     Ok(Column { name, kind, required })
 }
 
@@ -311,12 +319,14 @@ fn column_type(sql: &SqlType) -> Result<ColumnType, String> {
         SqlType::BigInt(_) | SqlType::Int8(_) => ColumnType::Int64,
         SqlType::DoublePrecision | SqlType::Double(_) | SqlType::Float8 => ColumnType::Float64,
         SqlType::Decimal(ExactNumberInfo::PrecisionAndScale(p, s))
-        | SqlType::Numeric(ExactNumberInfo::PrecisionAndScale(p, s)) => match (u8::try_from(*p), i8::try_from(*s)) {
-            (Ok(precision @ 1..=38), Ok(scale)) if scale >= 0 && i16::from(scale) <= i16::from(precision) => {
-                ColumnType::Decimal { precision, scale }
+        | SqlType::Numeric(ExactNumberInfo::PrecisionAndScale(p, s)) => {
+            match (u8::try_from(*p), i8::try_from(*s)) {
+                (Ok(precision @ 1..=38), Ok(scale)) if scale >= 0 && i16::from(scale) <= i16::from(precision) => {
+                    ColumnType::Decimal { precision, scale }
+                }
+                _ => return Err(format!("{sql}: precision is 1 to 38 and scale at most the precision")),
             }
-            _ => return Err(format!("{sql}: precision is 1 to 38 and scale at most the precision")),
-        },
+        }
         SqlType::Timestamp(_, TimezoneInfo::Tz | TimezoneInfo::WithTimeZone) => ColumnType::Timestamp,
         SqlType::Timestamp(..) => return Err("write TIMESTAMPTZ: an event time without a zone is ambiguous".into()),
         SqlType::Date => ColumnType::Date,
@@ -325,7 +335,9 @@ fn column_type(sql: &SqlType) -> Result<ColumnType, String> {
             | ArrayElemTypeDef::SquareBracket(item, _)
             | ArrayElemTypeDef::Parenthesis(item),
         ) => ColumnType::List(Box::new(column_type(item)?)),
-        SqlType::Struct(fields, _) => ColumnType::Struct(fields.iter().map(struct_column).collect::<Result<_, _>>()?),
+        SqlType::Struct(fields, _) => {
+            ColumnType::Struct(fields.iter().map(struct_column).collect::<Result<_, _>>()?)
+        }
         other => {
             return Err(format!(
                 "type {other} is not understood; use TEXT, UUID, BOOLEAN, INTEGER, BIGINT, DOUBLE PRECISION, \

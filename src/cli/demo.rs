@@ -67,8 +67,9 @@ async fn demo(mut config: Config, args: &Args) -> anyhow::Result<()> {
     )
     .await
     .context("cannot start the embedded broker")?;
-    let catalog = loader::load(&config.sql.dir)
-        .map_err(|faults| anyhow::anyhow!("{}", faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
+    let catalog = loader::load(&config.sql.dir).map_err(|faults| {
+        anyhow::anyhow!("{}", faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+    })?;
     for stream in catalog.streams.values() {
         broker.create_topic(&stream.topic, PARTITIONS).await?;
     }

@@ -31,15 +31,36 @@ fn free_tables_take_any_text() {
 
 #[test]
 fn mistakes_are_named() {
-    let cases: &[(&str, &[(&str, &str)], &str)] = &[
+    type Env<'a> = &'a [(&'a str, &'a str)];
+    let cases: &[(&str, Env<'_>, &str)] = &[
         ("[server]\npgport = 1", &[], "FILE: unknown key server.pgport; did you mean server.pg_port?"),
-        ("[archive]\ncommit_intervall = '1s'", &[], "FILE: unknown key archive.commit_intervall; did you mean archive.commit_interval?"),
+        (
+            "[archive]\ncommit_intervall = '1s'",
+            &[],
+            "FILE: unknown key archive.commit_intervall; did you mean archive.commit_interval?",
+        ),
         ("zzz = 1", &[], "FILE: unknown key zzz"),
         ("[server]\npg_port = '5433'", &[], "FILE: server.pg_port must be a whole number, not string \"5433\""),
-        ("[archive]\ncommit_interval = 'soon'", &[], "invalid settings: \"soon\" is not a duration; write it like \"250ms\", \"30s\" or \"1 hour\""),
-        ("", &[("VIEWLEDGER_SERVER_PGPORT", "1")], "environment: unknown key VIEWLEDGER_SERVER_PGPORT; did you mean VIEWLEDGER_SERVER_PG_PORT?"),
-        ("", &[("VIEWLEDGER_SERVER_PG_PORT", "x")], "environment: VIEWLEDGER_SERVER_PG_PORT must be a whole number, not string \"x\""),
-        ("[kafka.options]\n'isolation.level' = 'read_uncommitted'", &[], "invalid settings: kafka.options may not set isolation.level: exactness depends on it"),
+        (
+            "[archive]\ncommit_interval = 'soon'",
+            &[],
+            "invalid settings: \"soon\" is not a duration; write it like \"250ms\", \"30s\" or \"1 hour\"",
+        ),
+        (
+            "",
+            &[("VIEWLEDGER_SERVER_PGPORT", "1")],
+            "environment: unknown key VIEWLEDGER_SERVER_PGPORT; did you mean VIEWLEDGER_SERVER_PG_PORT?",
+        ),
+        (
+            "",
+            &[("VIEWLEDGER_SERVER_PG_PORT", "x")],
+            "environment: VIEWLEDGER_SERVER_PG_PORT must be a whole number, not string \"x\"",
+        ),
+        (
+            "[kafka.options]\n'isolation.level' = 'read_uncommitted'",
+            &[],
+            "invalid settings: kafka.options may not set isolation.level: exactness depends on it",
+        ),
         ("[refresh]\nthreads = 0", &[], "invalid settings: refresh.threads must be at least 1"),
     ];
     for (toml, env, expected) in cases {

@@ -54,6 +54,8 @@ mod produce;
 mod producers;
 mod rounds;
 mod scan;
+mod shape;
+mod supported;
 mod topics;
 mod transacting;
 mod transactions;
@@ -119,9 +121,8 @@ impl Broker {
         let address = listener.local_addr().map_err(refused)?;
         node.listens_at(address);
         let node = Arc::new(node);
-        let tasks = watch::Sender::new(0);
-        let running = tasks.subscribe();
-        let keeper = Keeper { node: Arc::clone(&node), health: health.clone(), shutdown, tasks: Arc::new(tasks) };
+        let running = node.running_count();
+        let keeper = Keeper { node: Arc::clone(&node), health, shutdown };
         tracing::info!(%address, cluster = node.cluster_id, "demo broker is listening");
         let expiry = keeper.clone();
         keeper.spawn("broker-transactions", async move { expiry.expire_transactions().await });
@@ -183,13 +184,11 @@ struct Keeper {
     node: Arc<Node>,
     health: Health,
     shutdown: Shutdown,
-    /// Number of tasks that run.
-    tasks: Arc<watch::Sender<usize>>,
 }
 
 impl Keeper {
     fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let running = Running::new(&self.tasks);
+        let running = self.node.running();
         runtime::spawn(name, &self.health, async move {
             task.await;
             drop(running);
@@ -234,7 +233,7 @@ impl Keeper {
     }
 
     fn admit(&self, stream: TcpStream, peer: SocketAddr) {
-        if *self.tasks.borrow() >= CONNECTIONS_MAX {
+        if *self.node.running_count().borrow() >= CONNECTIONS_MAX {
             tracing::warn!(%peer, max = CONNECTIONS_MAX, "turning away a connection: there are too many");
             return;
         }
@@ -257,27 +256,10 @@ impl Keeper {
         }
     }
 
-    /// Waits until only the caller's own task runs.
+    /// Waits until only the caller's own task runs, and nothing is being written.
     async fn until_last(&self) {
-        let mut running = self.tasks.subscribe();
+        let mut running = self.node.running_count();
         let _ = running.wait_for(|running| *running <= 1).await;
-    }
-}
-
-/// Counts a task for as long as it lives, even if it panics.
-#[derive(Debug)]
-struct Running(Arc<watch::Sender<usize>>);
-
-impl Running {
-    fn new(tasks: &Arc<watch::Sender<usize>>) -> Self {
-        tasks.send_modify(|running| *running += 1);
-        Self(Arc::clone(tasks))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.send_modify(|running| *running = running.saturating_sub(1));
     }
 }
 

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use datafusion::arrow::record_batch::RecordBatch;
 
+use crate::archive::ledger::Ledger;
 use crate::archive::writer::EncodedEpoch;
 use crate::archive::{Archive, ArchiveError, ArchiveSnapshot, Kind};
-use crate::archive::ledger::Ledger;
 use crate::merge::snapshot::SnapshotCell;
 use crate::metrics::{Metrics, StreamLabel, StreamOutcomeLabels, WorkOutcome};
 use crate::position::StreamFrontier;

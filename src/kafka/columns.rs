@@ -163,7 +163,11 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
         };
         let mut slots = vec![Slot::Absent; columns.len()];
         while let Some(key) = map.next_key::<Cow<'de, str>>()? {
-            match columns.iter().position(|c| c.name == key).and_then(|i| Some((columns.get(i)?, slots.get_mut(i)?))) {
+            match columns
+                .iter()
+                .position(|c| c.name == key)
+                .and_then(|i| Some((columns.get(i)?, slots.get_mut(i)?)))
+            {
                 Some((column, slot)) => *slot = field_value(&mut map, column)?,
                 None => drop(map.next_value::<serde::de::IgnoredAny>()?),
             }
@@ -210,8 +214,17 @@ pub enum ColumnBuilder {
     Decimal(Decimal128Builder),
     Timestamp(TimestampMicrosecondBuilder),
     Date(Date32Builder),
-    List { item: Box<ColumnBuilder>, data_type: DataType, offsets: OffsetBufferBuilder<i32>, nulls: NullBufferBuilder },
-    Struct { columns: Vec<ColumnBuilder>, data_type: DataType, nulls: NullBufferBuilder },
+    List {
+        item: Box<ColumnBuilder>,
+        data_type: DataType,
+        offsets: OffsetBufferBuilder<i32>,
+        nulls: NullBufferBuilder,
+    },
+    Struct {
+        columns: Vec<ColumnBuilder>,
+        data_type: DataType,
+        nulls: NullBufferBuilder,
+    },
 }
 
 impl ColumnBuilder {
@@ -226,9 +239,9 @@ impl ColumnBuilder {
             ColumnType::Decimal { .. } => {
                 Self::Decimal(Decimal128Builder::with_capacity(rows).with_data_type(kind.data_type()))
             }
-            ColumnType::Timestamp => Self::Timestamp(
-                TimestampMicrosecondBuilder::with_capacity(rows).with_data_type(kind.data_type()),
-            ),
+            ColumnType::Timestamp => {
+                Self::Timestamp(TimestampMicrosecondBuilder::with_capacity(rows).with_data_type(kind.data_type()))
+            }
             ColumnType::Date => Self::Date(Date32Builder::with_capacity(rows)),
             ColumnType::List(item) => Self::List {
                 item: Box::new(Self::new(item, 0)),

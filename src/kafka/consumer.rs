@@ -69,7 +69,8 @@ impl Intake {
     ) -> Result<Intake, ConsumerError> {
         let client = client_config(kafka);
         let setup = |source| ConsumerError { source };
-        let consumer = client.create_with_context(Context { status: around.status.clone(), sources: names(&sources) });
+        let consumer =
+            client.create_with_context(Context { status: around.status.clone(), sources: names(&sources) });
         let consumer: BaseConsumer<Context> = consumer.map_err(setup)?;
         let reader = TopicReader::new(&client).map_err(setup)?;
 
@@ -119,7 +120,10 @@ impl Intake {
     }
 }
 
-fn with<F: FnOnce(&Surroundings) + Send + 'static>(around: &Surroundings, work: F) -> impl FnOnce() + Send + 'static {
+fn with<F: FnOnce(&Surroundings) + Send + 'static>(
+    around: &Surroundings,
+    work: F,
+) -> impl FnOnce() + Send + 'static {
     let around = around.clone();
     move || work(&around)
 }
@@ -135,6 +139,7 @@ fn client_config(kafka: &config::Kafka) -> ClientConfig {
         .set("client.id", "viewledger")
         .set("fetch.wait.max.ms", "20")
         .set("fetch.error.backoff.ms", "100")
+        .set("fetch.queue.backoff.ms", "10")
         .set("queued.min.messages", "200000")
         .set("queued.max.messages.kbytes", "131072")
         .set("reconnect.backoff.max.ms", "2000")
@@ -368,7 +373,12 @@ impl PollLoop {
         };
         match result {
             Ok(()) => {
-                tracing::info!(stream = stream.name, partitions = list.len(), adds, "partitions assigned or stopped");
+                tracing::info!(
+                    stream = stream.name,
+                    partitions = list.len(),
+                    adds,
+                    "partitions assigned or stopped"
+                );
             }
             Err(error) => {
                 for (partition, start) in list {
@@ -403,7 +413,9 @@ impl PollLoop {
         for element in positions.elements() {
             let rdkafka::Offset::Offset(position) = element.offset() else { continue };
             let (position, partition) = (Offset(position), PartitionId(element.partition()));
-            let Some(source) = self.sources.iter().position(|s| s.stream.topic == element.topic()) else { continue };
+            let Some(source) = self.sources.iter().position(|s| s.stream.topic == element.topic()) else {
+                continue;
+            };
             let Some(expected) = self.next.get_mut(&(source, partition)) else { continue };
             if position > *expected {
                 *expected = position;
@@ -423,7 +435,8 @@ impl PollLoop {
         let mut list = TopicPartitionList::new();
         for ((source, partition), next) in &self.next {
             if let Some(entry) = self.sources.get(*source) {
-                let _ = list.add_partition_offset(&entry.stream.topic, partition.0, rdkafka::Offset::Offset(next.0));
+                let _ =
+                    list.add_partition_offset(&entry.stream.topic, partition.0, rdkafka::Offset::Offset(next.0));
             }
         }
         if list.count() > 0 {

@@ -109,11 +109,8 @@ impl Decoder {
     ) -> Result<(), DecodeError> {
         let mut keep = vec![true; accepted.len()];
         for check in &self.checks {
-            let failed = |source| DecodeError {
-                stream: self.stream.name.clone(),
-                check: check.name.clone(),
-                source,
-            };
+            let failed =
+                |source| DecodeError { stream: self.stream.name.clone(), check: check.name.clone(), source };
             let value = check.expr.evaluate(records).map_err(failed)?;
             let value = value.into_array(records.num_rows()).map_err(failed)?;
             let Some(passes) = value.as_any().downcast_ref::<BooleanArray>() else {
@@ -130,8 +127,8 @@ impl Decoder {
             }
         }
         if keep.contains(&false) {
-            *records = filter_record_batch(records, &BooleanArray::from(keep))
-                .expect("the mask has one value a row");
+            *records =
+                filter_record_batch(records, &BooleanArray::from(keep)).expect("the mask has one value a row");
         }
         Ok(())
     }
@@ -210,8 +207,7 @@ impl<'de> Visitor<'de> for RowSeed<'_> {
                 Some(column) if column.name == key => Some(guess),
                 _ => columns.iter().position(|column| column.name == key),
             };
-            let Some((index, (column, slot))) =
-                found.and_then(|i| Some((i, (columns.get(i)?, slots.get_mut(i)?))))
+            let Some((index, (column, slot))) = found.and_then(|i| Some((i, (columns.get(i)?, slots.get_mut(i)?))))
             else {
                 let value: &RawValue = map.next_value()?;
                 add_extra(&mut extra, &key, value.get());

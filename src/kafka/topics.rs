@@ -31,7 +31,10 @@ pub(super) struct TopicFacts {
 pub(super) enum Judgement {
     /// Nothing of the stream may be read.
     Refuse(String),
-    Read { start: BTreeMap<PartitionId, Offset>, halt: BTreeMap<PartitionId, String> },
+    Read {
+        start: BTreeMap<PartitionId, Offset>,
+        halt: BTreeMap<PartitionId, String>,
+    },
 }
 
 /// Compares what the archive says with what the brokers say.
@@ -47,7 +50,9 @@ pub(super) fn judge(stored: &StreamFrontier, facts: &TopicFacts) -> Judgement {
         ));
     }
     if facts.compacted {
-        return Judgement::Refuse("the topic is compacted (cleanup.policy), so it forgets records; use delete".into());
+        return Judgement::Refuse(
+            "the topic is compacted (cleanup.policy), so it forgets records; use delete".into(),
+        );
     }
     let mut start = BTreeMap::new();
     let mut halt = BTreeMap::new();
@@ -126,7 +131,8 @@ impl TopicReader {
 
     /// Topic id and partitions. The Rust client has no call for the id, so this asks librdkafka itself.
     fn describe(&self, topic: &str) -> Result<(String, Vec<PartitionId>), TopicError> {
-        let name = CString::new(topic).map_err(|_| TopicError::Missing("the topic's name holds a zero byte".into()))?;
+        let name =
+            CString::new(topic).map_err(|_| TopicError::Missing("the topic's name holds a zero byte".into()))?;
         let client = self.admin.inner().native_ptr();
         let timeout = i32::try_from(TIMEOUT.as_millis()).expect("a few seconds");
         // SAFETY: `client` lives as long as `self`; queue, options, collection and event are made here, used only
@@ -182,20 +188,27 @@ unsafe fn read_description(
         }
         let result = sys::rd_kafka_event_DescribeTopics_result(event);
         let mut count = 0;
-        let descriptions =
-            if result.is_null() { std::ptr::null_mut() } else { sys::rd_kafka_DescribeTopics_result_topics(result, &raw mut count) };
+        let descriptions = if result.is_null() {
+            std::ptr::null_mut()
+        } else {
+            sys::rd_kafka_DescribeTopics_result_topics(result, &raw mut count)
+        };
         if descriptions.is_null() || count == 0 {
             return Err(TopicError::Missing(format!("topic {topic} was not described")));
         }
         let description = *descriptions;
         let error = sys::rd_kafka_TopicDescription_error(description);
-        if !error.is_null() && sys::rd_kafka_error_code(error) != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+        if !error.is_null()
+            && sys::rd_kafka_error_code(error) != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+        {
             return Err(TopicError::Missing(format!("topic {topic}: {}", text(sys::rd_kafka_error_string(error)))));
         }
         let id = sys::rd_kafka_TopicDescription_topic_id(description);
         let topic_id = if id.is_null() { String::new() } else { text(sys::rd_kafka_Uuid_base64str(id)) };
         if topic_id.is_empty() {
-            return Err(TopicError::Missing(format!("topic {topic}: the brokers give no topic id; Kafka 2.8 or newer is needed")));
+            return Err(TopicError::Missing(format!(
+                "topic {topic}: the brokers give no topic id; Kafka 2.8 or newer is needed"
+            )));
         }
         let mut count = 0;
         let partitions = sys::rd_kafka_TopicDescription_partitions(description, &raw mut count);

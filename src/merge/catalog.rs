@@ -96,7 +96,9 @@ impl fmt::Debug for PinnedSchema {
 impl SchemaProvider for PinnedSchema {
     fn table_names(&self) -> Vec<String> {
         match self.kind {
-            SchemaKind::Merged | SchemaKind::Batch | SchemaKind::Speed => self.names.views.keys().cloned().collect(),
+            SchemaKind::Merged | SchemaKind::Batch | SchemaKind::Speed => {
+                self.names.views.keys().cloned().collect()
+            }
             SchemaKind::Quarantine => self.names.streams.keys().cloned().collect(),
             SchemaKind::Raw => {
                 self.names.streams.keys().flat_map(|name| [name.clone(), format!("{name}{DUPLICATES}")]).collect()

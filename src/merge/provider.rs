@@ -106,7 +106,10 @@ impl TableProvider for PlanTable {
 }
 
 /// A table of batches in memory; columns that a batch lacks read as NULL.
-pub fn in_memory(schema: &SchemaRef, batches: impl IntoIterator<Item = RecordBatch>) -> Result<Arc<dyn TableProvider>> {
+pub fn in_memory(
+    schema: &SchemaRef,
+    batches: impl IntoIterator<Item = RecordBatch>,
+) -> Result<Arc<dyn TableProvider>> {
     let mut fitted = Vec::new();
     for batch in batches {
         let columns = fitted_columns(schema, &batch);

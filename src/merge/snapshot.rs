@@ -40,10 +40,15 @@ impl Snapshot {
         self.streams.iter().find_map(|(name, stream)| {
             let (base, generation) = (stream.delta.base(), self.generation.epoch(name));
             if base != generation {
-                return Some(format!("stream {name}: the delta begins after epoch {base}, the generation ends at {generation}"));
+                return Some(format!(
+                    "stream {name}: the delta begins after epoch {base}, the generation ends at {generation}"
+                ));
             }
             if stream.archive.epoch < generation {
-                return Some(format!("stream {name}: the archive ends at epoch {}, before the generation's {generation}", stream.archive.epoch));
+                return Some(format!(
+                    "stream {name}: the archive ends at epoch {}, before the generation's {generation}",
+                    stream.archive.epoch
+                ));
             }
             if stream.delta.open() <= stream.archive.epoch {
                 return Some(format!("stream {name}: epoch {} is open and archived at once", stream.delta.open()));

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use datafusion::arrow::array::{
-    ArrayRef, BooleanArray, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt64Array,
+    ArrayRef, BooleanArray, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    UInt64Array,
 };
 use datafusion::arrow::datatypes::{Field, Schema};
 use datafusion::catalog::{MemTable, TableProvider};
@@ -54,7 +55,8 @@ pub fn table(
         "settings" => settings(around),
         _ => return Ok(None),
     };
-    let fields: Vec<Field> = columns.iter().map(|(name, c)| Field::new(*name, c.data_type().clone(), true)).collect();
+    let fields: Vec<Field> =
+        columns.iter().map(|(name, c)| Field::new(*name, c.data_type().clone(), true)).collect();
     let schema = Arc::new(Schema::new(fields));
     let arrays = columns.into_iter().map(|(_, column)| column).collect();
     let batch = RecordBatch::try_new(Arc::clone(&schema), arrays)?;
@@ -136,11 +138,8 @@ fn generations(snapshot: &Snapshot) -> Columns {
 }
 
 fn views(snapshot: &Snapshot, names: &Names) -> Columns {
-    let rows: Vec<_> = names
-        .views
-        .iter()
-        .map(|(name, input)| (name, input, snapshot.generation.views.get(name)))
-        .collect();
+    let rows: Vec<_> =
+        names.views.iter().map(|(name, input)| (name, input, snapshot.generation.views.get(name))).collect();
     columns!(rows,
         "view": StringArray = |(name, ..)| Some(name.as_str()),
         "stream": StringArray = |(_, input, _)| Some(input.stream.name.as_str()),

@@ -174,19 +174,14 @@ pub(crate) fn syntax(sql: &str, error: &ParserError) -> QueryError {
     };
     // At the end of the text the parser has no location.
     let position = position.or_else(|| text.contains("found: EOF").then(|| sql.chars().count() + 1));
-    QueryError {
-        position,
-        ..QueryError::new(SqlState::SYNTAX, format!("syntax error: {}", lower_first(message)))
-    }
+    QueryError { position, ..QueryError::new(SqlState::SYNTAX, format!("syntax error: {}", lower_first(message))) }
 }
 
 fn lower_first(text: &str) -> String {
     let mut chars = text.chars();
     match (chars.next(), chars.clone().next()) {
         // "SELECT needs" keeps its capitals, "Expected: x" does not.
-        (Some(first), Some(second)) if second.is_lowercase() => {
-            first.to_lowercase().chain(chars).collect()
-        }
+        (Some(first), Some(second)) if second.is_lowercase() => first.to_lowercase().chain(chars).collect(),
         _ => text.to_owned(),
     }
 }
@@ -241,10 +236,9 @@ fn schema_error(error: &SchemaError) -> QueryError {
             let names: Vec<String> = valid_fields.iter().take(20).map(|c| c.flat_name()).collect();
             error.hint(format!("columns here: {}", names.join(", ")))
         }
-        SchemaError::AmbiguousReference { field } => QueryError::new(
-            SqlState::AMBIGUOUS_COLUMN,
-            format!("column reference \"{}\" is ambiguous", field.name),
-        ),
+        SchemaError::AmbiguousReference { field } => {
+            QueryError::new(SqlState::AMBIGUOUS_COLUMN, format!("column reference \"{}\" is ambiguous", field.name))
+        }
         other => QueryError::new(SqlState::DUPLICATE_COLUMN, other.to_string()),
     }
 }
@@ -321,15 +315,27 @@ fn by_words(text: &str, otherwise: SqlState) -> QueryError {
         SqlState::AMBIGUOUS_COLUMN
     } else if has(&["no field named", "column not found"]) {
         SqlState::UNDEFINED_COLUMN
-    } else if has(&["must be in group by", "must appear in the group by", "could not be resolved from available columns"])
-    {
+    } else if has(&[
+        "must be in group by",
+        "must appear in the group by",
+        "could not be resolved from available columns",
+    ]) {
         SqlState::GROUPING
     } else if has(&["overflow", "out of range"]) {
         SqlState::NUMERIC_OUT_OF_RANGE
     } else if has(&["cannot cast string", "failed to parse", "error parsing", "parser error"]) {
         SqlState::INVALID_TEXT
-    } else if has(&["cannot coerce", "coercion", "cannot infer common", "type mismatch", "unsupported cast", "cannot be cast", "incompatible", "must be of type", "boolean"])
-    {
+    } else if has(&[
+        "cannot coerce",
+        "coercion",
+        "cannot infer common",
+        "type mismatch",
+        "unsupported cast",
+        "cannot be cast",
+        "incompatible",
+        "must be of type",
+        "boolean",
+    ]) {
         SqlState::DATATYPE_MISMATCH
     } else if has(&["not supported", "not implemented", "unsupported"]) {
         SqlState::FEATURE_NOT_SUPPORTED

@@ -42,15 +42,14 @@ pub async fn serve_http(
         .route("/readyz", get(readyz))
         .route("/metrics", get(print_metrics))
         .with_state(Operations { database, metrics, health });
-    axum::serve(listener, routes)
-        .with_graceful_shutdown(async move { shutdown.wait().await })
-        .await
-        .map_err(|source| ServeError::Bind {
+    axum::serve(listener, routes).with_graceful_shutdown(async move { shutdown.wait().await }).await.map_err(
+        |source| ServeError::Bind {
             address: address.unwrap_or_else(|_| std::net::SocketAddr::from(([127, 0, 0, 1], 0))),
             key: "server.http_port",
             flag: "--http-port",
             source,
-        })
+        },
+    )
 }
 
 /// 503 once a background part failed for good: restart the process.

@@ -5,6 +5,7 @@
 
 mod backends;
 mod encode;
+mod presence;
 mod query;
 mod startup;
 
@@ -17,6 +18,7 @@ use pgwire::error::{ErrorInfo, PgWireError};
 use tokio::net::{TcpListener, TcpStream};
 
 use self::backends::{Backends, Cancels};
+use self::presence::Presence;
 use self::query::Queries;
 use self::startup::Startup;
 use super::error::{QueryError, SqlState};
@@ -77,20 +79,15 @@ pub async fn serve_pg(
 /// One client, from its first byte to its last.
 async fn converse(socket: TcpStream, parts: Arc<Parts>) {
     let startup_timeout = parts.startup.service.limits().startup_timeout;
-    let started = Arc::clone(&parts.startup.started);
+    let presence = Arc::clone(&parts.presence);
+    presence.expect_until(Some(startup_timeout));
     let peer = socket.peer_addr().ok();
     let conversation = pgwire::tokio::process_socket(socket, None, parts);
     // A client's bytes must not bring the process into doubt, so its panic ends here.
     let conversation = std::panic::AssertUnwindSafe(conversation).catch_unwind();
     tokio::pin!(conversation);
-    let late = async {
-        tokio::time::sleep(startup_timeout).await;
-        if started.is_cancelled() {
-            std::future::pending::<()>().await;
-        }
-    };
     tokio::select! {
-        () = late => tracing::debug!(?peer, "a Postgres client sent no start-up message in time"),
+        why = presence.lost() => tracing::info!(?peer, why, "dropping a Postgres client"),
         ended = &mut conversation => match ended {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(?peer, %error, "a Postgres client went away"),
@@ -102,6 +99,7 @@ async fn converse(socket: TcpStream, parts: Arc<Parts>) {
 /// What pgwire asks for, made for each connection.
 #[derive(Debug)]
 struct Parts {
+    presence: Arc<Presence>,
     startup: Arc<Startup>,
     queries: Arc<Queries>,
     cancels: Arc<Cancels>,
@@ -109,10 +107,12 @@ struct Parts {
 
 impl Parts {
     fn new(service: Arc<QueryService>, backends: Arc<Backends>) -> Self {
+        let presence = Arc::new(Presence::default());
         Self {
             cancels: Arc::new(Cancels(Arc::clone(&backends))),
-            queries: Arc::new(Queries::new(Arc::clone(&service))),
-            startup: Arc::new(Startup::new(service, backends)),
+            queries: Arc::new(Queries::new(&service, Arc::clone(&presence))),
+            startup: Arc::new(Startup::new(service, backends, Arc::clone(&presence))),
+            presence,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Planning and execution happen on the query runtime; the adapter's threads only move bytes. A statement
 //! pins one snapshot when it is planned and holds it until its last row; inside a transaction all share one.
 
+mod dialect;
 pub mod functions;
 mod guard;
 mod run;
@@ -24,9 +25,9 @@ use datafusion::prelude::SessionContext;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-pub use self::run::{Encode, Planned, ROWS_PER_PIECE, Rows, Stop};
 use self::functions::{Identity, Relation};
 use self::run::Work;
+pub use self::run::{Encode, Planned, ROWS_PER_PIECE, Rows, Stop};
 pub use self::settings::{SERVER_VERSION, Settings};
 use self::statement::{Query, SetScope, Statement, StatementParser};
 use self::system::System;
@@ -125,23 +126,38 @@ pub struct Prepared {
 /// What executing a statement gives.
 #[derive(Debug)]
 pub enum Outcome<T> {
-    Rows { schema: SchemaRef, rows: Rows<T>, tag: &'static str },
+    Rows {
+        schema: SchemaRef,
+        rows: Rows<T>,
+        tag: &'static str,
+    },
     /// A small result that was at hand.
-    Table { batch: RecordBatch, tag: &'static str },
+    Table {
+        batch: RecordBatch,
+        tag: &'static str,
+    },
     Done(&'static str),
     Began,
     /// `COMMIT` or `ROLLBACK`; holds the tag.
     Ended(&'static str),
     /// The adapter forgets prepared statements: one, or all.
-    Forget { name: Option<String>, tag: &'static str },
+    Forget {
+        name: Option<String>,
+        tag: &'static str,
+    },
     /// Settings changed; the adapter reports those that it promised to.
     Changed(&'static str),
 }
 
 impl Session {
     /// The statements of one message.
-    pub fn parse(&self, sql: &str) -> Result<Vec<Statement>, QueryError> {
-        self.service.parser.parse(sql)
+    pub async fn parse(&self, sql: &str) -> Result<Vec<Statement>, QueryError> {
+        // A short text takes microseconds; a long one leaves the I/O thread.
+        if sql.len() <= 4096 {
+            return self.service.parser.parse(sql);
+        }
+        let (service, sql) = (Arc::clone(&self.service), sql.to_owned());
+        Work::start(&self.service.queries, async move { service.parser.parse(&sql) }).finish().await?
     }
 
     pub fn settings(&self) -> &Arc<Settings> {
@@ -168,7 +184,7 @@ impl Session {
             Statement::Query(query) => {
                 let planned = self.plan(query, None).await?;
                 let schema = Arc::new(planned.plan.schema().as_arrow().clone());
-                (Some(shown_schema(query, schema)), parameter_types(&planned.plan)?)
+                (Some(shown_schema(query, schema)), parameter_types(query, &planned.plan)?)
             }
             Statement::Show(name) => (Some(show_schema(name.as_deref())), Vec::new()),
             _ => (None, Vec::new()),
@@ -287,7 +303,7 @@ impl Session {
             let default_schema = settings.default_schema();
             state.register_catalog_list(service.system.over(&pinned));
             state.config_mut().options_mut().catalog.default_schema.clone_from(&default_schema);
-            functions::register_session(&mut state, &identity, &settings)?;
+            functions::register_session(&mut state, &identity, &settings, &default_schema)?;
             if query.catalog {
                 let relations = relations(&state).await?;
                 let database = &service.database;
@@ -351,7 +367,8 @@ fn shown_schema(query: &Query, schema: SchemaRef) -> SchemaRef {
 /// A row for each line of a plan, as PostgreSQL shows plans.
 fn explain_lines(batch: &RecordBatch) -> Result<RecordBatch, QueryError> {
     let text = |index: usize| -> Result<StringArray, QueryError> {
-        let column = cast(batch.column(index), &DataType::Utf8).map_err(|error| QueryError::internal(error.to_string()))?;
+        let column =
+            cast(batch.column(index), &DataType::Utf8).map_err(|error| QueryError::internal(error.to_string()))?;
         Ok(column.as_string::<i32>().clone())
     };
     let (kinds, plans) = (text(0)?, text(1)?);
@@ -366,9 +383,15 @@ fn explain_lines(batch: &RecordBatch) -> Result<RecordBatch, QueryError> {
 }
 
 /// `$1`, `$2`, ... in order, with the types that the planner found.
-fn parameter_types(plan: &LogicalPlan) -> Result<Vec<Option<DataType>>, QueryError> {
+fn parameter_types(query: &Query, plan: &LogicalPlan) -> Result<Vec<Option<DataType>>, QueryError> {
     let mut numbered = BTreeMap::new();
-    for (name, data_type) in plan.get_parameter_types()? {
+    let found = plan.get_parameter_types()?;
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    let declared = query.declared_parameters();
+    for (name, data_type) in found {
+        let data_type = declared.get(&name).cloned().or(data_type);
         let number = name.strip_prefix('$').and_then(|number| number.parse::<usize>().ok());
         let Some(number @ 1..=65_535) = number else {
             return Err(QueryError::new(SqlState::SYNTAX, format!("there is no parameter {name}")));
@@ -411,22 +434,17 @@ fn keep_promise(planned: Planned, promised: &SchemaRef) -> Result<Planned, Query
 /// Every relation with its number, for functions that are asked about numbers.
 async fn relations(state: &SessionState) -> Result<Vec<Relation>, QueryError> {
     let context = SessionContext::new_with_state(state.clone());
-    let namespaces = context.table("pg_catalog.pg_namespace").await?.select(vec![
-        col("oid").alias("namespace"),
-        col("nspname"),
-    ])?;
+    let namespaces = context
+        .table("pg_catalog.pg_namespace")
+        .await?
+        .select(vec![col("oid").alias("namespace"), col("nspname")])?;
     let classes = context.table("pg_catalog.pg_class").await?.select(vec![
         col("oid"),
         col("relname"),
         col("relnamespace"),
     ])?;
-    let joined = classes.join(
-        namespaces,
-        datafusion::common::JoinType::Inner,
-        &["relnamespace"],
-        &["namespace"],
-        None,
-    )?;
+    let joined =
+        classes.join(namespaces, datafusion::common::JoinType::Inner, &["relnamespace"], &["namespace"], None)?;
     let batches = joined.select_columns(&["oid", "nspname", "relname"])?.collect().await?;
     let mut found = Vec::new();
     for batch in &batches {

@@ -15,8 +15,10 @@ pub struct ProcessLock {
 }
 
 impl ProcessLock {
+    /// Makes `dir` if it is not there yet.
     pub fn acquire(dir: &Path) -> Result<Self, StorageError> {
         let refused = |source| StorageError::Directory { dir: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(refused)?;
         let path = dir.join(paths::LOCK_FILE);
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).map_err(refused)?;
@@ -43,6 +45,12 @@ impl ProcessLock {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_directory_that_is_not_there_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        ProcessLock::acquire(&dir.path().join("a/b")).unwrap();
+    }
 
     #[test]
     fn the_second_process_is_told_who_holds_the_directory() {

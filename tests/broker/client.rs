@@ -124,6 +124,11 @@ impl Writer {
         }
     }
 
+    /// How many records were delivered since the last flush.
+    pub fn delivered(&self) -> usize {
+        self.deliveries.0.lock().unwrap().len()
+    }
+
     /// Number and offset of every record delivered since the last call.
     pub fn flush(&self) -> Vec<(u64, i64)> {
         self.producer.flush(PATIENCE).unwrap();

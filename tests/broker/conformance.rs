@@ -57,9 +57,17 @@ pub async fn compressed_records_pass_through(kafka: &str) {
 }
 
 pub async fn a_seek_into_a_batch_starts_there(kafka: &str) {
+    seeks(kafka, &[("linger.ms", "200")]).await;
+}
+
+pub async fn a_seek_among_many_small_batches_starts_there(kafka: &str) {
+    seeks(kafka, &[("batch.num.messages", "7")]).await;
+}
+
+async fn seeks(kafka: &str, batching: Settings) {
     const RECORDS: u64 = 10_000;
     let topic = create_topic(kafka, "seek", 1).await;
-    produce(kafka, &topic, 0, 0..RECORDS, &[("linger.ms", "200")]);
+    produce(kafka, &topic, 0, 0..RECORDS, batching);
     let in_order = one_by_one(RECORDS);
     for from in [1, 100, 3_224, 4_999, 5_000, 9_999, 10_000] {
         let consumer = reader(kafka, &topic, 0, Offset::Offset(from), UNCOMMITTED);

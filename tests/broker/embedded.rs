@@ -4,6 +4,8 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kafka_protocol::messages::offset_for_leader_epoch_request::{OffsetForLeaderPartition, OffsetForLeaderTopic};
@@ -36,8 +38,13 @@ impl Running {
     }
 
     async fn on(directory: tempfile::TempDir) -> Self {
+        Self::at(directory, 0).await
+    }
+
+    async fn at(directory: tempfile::TempDir, port: u16) -> Self {
         let (health, shutdown) = (Health::default(), Shutdown::default());
-        let broker = start(directory.path(), &health, &shutdown).await.unwrap();
+        let config = config_on(directory.path(), port);
+        let broker = Broker::start(config, health.clone(), shutdown.clone()).await.unwrap();
         Self { broker, directory, health, shutdown }
     }
 
@@ -63,13 +70,12 @@ impl Running {
     }
 }
 
-async fn start(directory: &Path, health: &Health, shutdown: &Shutdown) -> Result<Broker, BrokerError> {
-    let config = BrokerConfig {
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+pub fn config_on(directory: &Path, port: u16) -> BrokerConfig {
+    BrokerConfig {
+        listen: SocketAddr::from(([127, 0, 0, 1], port)),
         data_dir: directory.to_owned(),
         auto_create_partitions: None,
-    };
-    Broker::start(config, health.clone(), shutdown.clone()).await
+    }
 }
 
 fn numbers(records: Vec<(i64, u64)>) -> Vec<u64> {
@@ -153,6 +159,51 @@ async fn a_restart_keeps_everything() {
     let committed = in_group(&running.bootstrap(), &group).committed_offsets(position, PATIENCE).unwrap();
     assert_eq!(committed.elements()[0].offset(), Offset::Offset(200));
     assert_eq!(produce(&running.bootstrap(), &topic, 0, 500..501, &[]), vec![(500, 500)]);
+    running.stop().await;
+}
+
+/// Stopping in good order cuts requests off too; none may be half done or done twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restarts_under_load_lose_and_repeat_nothing() {
+    const RESTARTS: u64 = 3;
+    let mut running = Running::new().await;
+    let bootstrap = running.bootstrap();
+    let port = bootstrap.parse::<SocketAddr>().unwrap().port();
+    let topic = create_topic(&bootstrap, "load", 1).await;
+    let settings: Settings = &[
+        ("enable.idempotence", "true"),
+        ("retry.backoff.ms", "10"),
+        ("reconnect.backoff.ms", "10"),
+        ("reconnect.backoff.max.ms", "50"),
+        ("queue.buffering.max.messages", "20000"),
+    ];
+    let stop = Arc::new(AtomicBool::new(false));
+    let writing = {
+        let (bootstrap, topic, stop) = (bootstrap.clone(), topic.clone(), Arc::clone(&stop));
+        tokio::task::spawn_blocking(move || {
+            let writer = Writer::new(&bootstrap, settings);
+            let mut next = 0;
+            while !stop.load(Ordering::SeqCst) {
+                writer.send(&topic, 0, next);
+                next += 1;
+            }
+            assert_eq!(writer.flush().len(), usize::try_from(next).unwrap());
+            next
+        })
+    };
+    for _ in 0..RESTARTS {
+        running = Running::at(running.stop().await, port).await;
+        let reached = watermarks(&bootstrap, &topic, 0).1;
+        let deadline = Instant::now() + PATIENCE;
+        while watermarks(&bootstrap, &topic, 0).1 == reached {
+            assert!(Instant::now() < deadline, "nothing is written after a restart");
+        }
+    }
+    stop.store(true, Ordering::SeqCst);
+    let written = writing.await.unwrap();
+    let read = read_all(&bootstrap, &topic, 0, COMMITTED);
+    assert_eq!(read.len(), usize::try_from(written).unwrap());
+    assert!(read.into_iter().eq((0..).zip(0..written)), "records are lost, repeated or out of order");
     running.stop().await;
 }
 
@@ -320,12 +371,15 @@ async fn a_refusing_broker_closes_its_port_and_opens_it_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_no_request_closes_that_connection_only() {
     let running = Running::new().await;
-    let garbage: [&[u8]; 6] = [
+    let garbage: [&[u8]; 8] = [
         b"",
         b"\0\x03",
         b"GET / HTTP/1.1\r\n\r\n",
         b"\0\x03\0\x0c\0\0\0\0\xff\xff\0\x05",
         b"\0\x00\0\x63\0\0\0\0\xff\xff",
+        // Lists of four thousand million topics: nobody may reserve memory for them.
+        b"\0\x03\0\x0c\0\0\0\0\xff\xff\0\xff\xff\xff\xff\x0f",
+        b"\0\x03\0\x01\0\0\0\0\xff\xff\x7f\xff\xff\xff",
         b"\x7f\xff\0\x00\0\0\0\0\xff\xff",
     ];
     for frame in garbage {
@@ -354,11 +408,8 @@ async fn a_version_from_the_future_is_told_what_is_known() {
 #[tokio::test]
 async fn only_loopback_is_listened_on() {
     let directory = tempfile::tempdir().unwrap();
-    let config = BrokerConfig {
-        listen: SocketAddr::from(([0, 0, 0, 0], 0)),
-        data_dir: directory.path().to_owned(),
-        auto_create_partitions: None,
-    };
+    let everywhere = SocketAddr::from(([0, 0, 0, 0], 0));
+    let config = BrokerConfig { listen: everywhere, ..config_on(directory.path(), 0) };
     let refused = Broker::start(config, Health::default(), Shutdown::default()).await;
     assert!(matches!(refused, Err(BrokerError::NotLoopback(_))));
 }
@@ -366,7 +417,8 @@ async fn only_loopback_is_listened_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_directory_belongs_to_one_broker() {
     let running = Running::new().await;
-    let second = start(running.directory.path(), &Health::default(), &Shutdown::default()).await;
+    let config = config_on(running.directory.path(), 0);
+    let second = Broker::start(config, Health::default(), Shutdown::default()).await;
     assert!(matches!(second, Err(BrokerError::InUse(_))));
     running.stop().await;
 }
@@ -374,11 +426,7 @@ async fn a_directory_belongs_to_one_broker() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_is_created_once_by_hand_and_on_first_use_when_allowed() {
     let (directory, health, shutdown) = (tempfile::tempdir().unwrap(), Health::default(), Shutdown::default());
-    let config = BrokerConfig {
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        data_dir: directory.path().to_owned(),
-        auto_create_partitions: Some(3),
-    };
+    let config = BrokerConfig { auto_create_partitions: Some(3), ..config_on(directory.path(), 0) };
     let broker = Broker::start(config, health, shutdown.clone()).await.unwrap();
     broker.create_topic("by-hand", 2).await.unwrap();
     let mut raw = Raw::connect(&broker.bootstrap()).await;

@@ -6,6 +6,7 @@
 mod client;
 mod conformance;
 mod embedded;
+mod killed;
 mod raw;
 
 /// Every function once against the embedded broker and once against Apache Kafka.
@@ -35,6 +36,7 @@ conforms!(
     every_record_is_read_once_at_its_offset,
     compressed_records_pass_through,
     a_seek_into_a_batch_starts_there,
+    a_seek_among_many_small_batches_starts_there,
     a_fetch_returns_the_batch_that_holds_the_offset,
     a_waiting_fetch_is_answered_by_the_next_record,
     an_offset_outside_is_an_error,

@@ -42,16 +42,34 @@ fn a_view() {
 #[test]
 fn mistakes_are_placed() {
     let cases = [
-        ("CREATE STREAM s (\n  a TEXT,\n  b MONEY\n) WITH (topic = 't')", "f.sql:3:3: column b: type MONEY is not understood; use TEXT, UUID"),
+        (
+            "CREATE STREAM s (\n  a TEXT,\n  b MONEY\n) WITH (topic = 't')",
+            "f.sql:3:3: column b: type MONEY is not understood; use TEXT, UUID",
+        ),
         ("CREATE STREAM s (a TEXT)", "f.sql:1:1: stream s needs WITH (topic = '...')"),
         ("CREATE STREAM s (a TEXT, a TEXT) WITH (topic='t')", "f.sql:1:26: column a is declared twice"),
-        ("CREATE STREAM s (_a TEXT) WITH (topic='t')", "f.sql:1:18: column _a: names that begin with _ belong to the engine"),
+        (
+            "CREATE STREAM s (_a TEXT) WITH (topic='t')",
+            "f.sql:1:18: column _a: names that begin with _ belong to the engine",
+        ),
         ("CREATE STREAM s (a TIMESTAMP) WITH (topic='t')", "f.sql:1:18: column a: write TIMESTAMPTZ"),
         ("CREATE STREAM s (a TEXT) WITH (topic='t', event_time='b')", "f.sql:1:43: no column b"),
-        ("CREATE STREAM s (a TEXT) WITH (topic='t', event_time='a')", "f.sql:1:1: event_time column a must be TIMESTAMPTZ"),
-        ("CREATE STREAM s (a TEXT) WITH (topic='t', format='avro')", "f.sql:1:43: format \"avro\" is not understood; use 'json'"),
-        ("\n\nCREATE MATERIALIZED VIEW v AS SELEC 1", "f.sql:3:32: Expected: SELECT, VALUES, or a subquery in the query body, found: SELEC"),
-        ("CREATE MATERIALIZED VIEW v WITH (refresh_every='often') AS SELECT 1", "f.sql:1:34: \"often\" is not a duration"),
+        (
+            "CREATE STREAM s (a TEXT) WITH (topic='t', event_time='a')",
+            "f.sql:1:1: event_time column a must be TIMESTAMPTZ",
+        ),
+        (
+            "CREATE STREAM s (a TEXT) WITH (topic='t', format='avro')",
+            "f.sql:1:43: format \"avro\" is not understood; use 'json'",
+        ),
+        (
+            "\n\nCREATE MATERIALIZED VIEW v AS SELEC 1",
+            "f.sql:3:32: Expected: SELECT, VALUES, or a subquery in the query body, found: SELEC",
+        ),
+        (
+            "CREATE MATERIALIZED VIEW v WITH (refresh_every='often') AS SELECT 1",
+            "f.sql:1:34: \"often\" is not a duration",
+        ),
         ("DROP TABLE x", "f.sql:1:1: only CREATE STREAM and CREATE MATERIALIZED VIEW are understood here"),
         ("CREATE STREAM s (a 'x", "f.sql:1:20: Unterminated string literal"),
     ];

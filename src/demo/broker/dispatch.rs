@@ -10,6 +10,7 @@ use kafka_protocol::protocol::Request;
 
 use super::faults::Dropped;
 use super::node::Node;
+use super::supported::{SUPPORTED, supported};
 use super::wire::{Envelope, RequestError};
 use super::{admin, cluster, fetch, membership, offsets, produce, transacting};
 
@@ -23,50 +24,19 @@ pub(super) enum Answer {
     Hang,
 }
 
-/// Request kinds with their versions. Where Kafka knows more, the missing ones need what a single node lacks
-/// (fetch 17) or change the transaction protocol (produce 12, end 5), and clients fall back.
-const SUPPORTED: &[(ApiKey, i16, i16)] = &[
-    (ApiKey::Produce, 3, 11),
-    (ApiKey::Fetch, 4, 16),
-    (ApiKey::ListOffsets, 1, 7),
-    (ApiKey::Metadata, 1, 12),
-    (ApiKey::OffsetCommit, 2, 9),
-    (ApiKey::OffsetFetch, 1, 9),
-    (ApiKey::FindCoordinator, 0, 4),
-    (ApiKey::JoinGroup, 0, 6),
-    (ApiKey::Heartbeat, 0, 4),
-    (ApiKey::LeaveGroup, 0, 4),
-    (ApiKey::SyncGroup, 0, 4),
-    (ApiKey::ApiVersions, 0, 4),
-    (ApiKey::CreateTopics, 2, 7),
-    (ApiKey::DeleteTopics, 1, 6),
-    (ApiKey::DeleteRecords, 0, 2),
-    (ApiKey::InitProducerId, 0, 4),
-    (ApiKey::OffsetForLeaderEpoch, 2, 4),
-    (ApiKey::AddPartitionsToTxn, 0, 3),
-    (ApiKey::AddOffsetsToTxn, 0, 3),
-    (ApiKey::EndTxn, 0, 3),
-    (ApiKey::TxnOffsetCommit, 0, 3),
-    (ApiKey::DescribeConfigs, 1, 4),
-    (ApiKey::AlterConfigs, 0, 2),
-    (ApiKey::IncrementalAlterConfigs, 0, 1),
-    (ApiKey::CreatePartitions, 0, 3),
-    (ApiKey::DescribeCluster, 0, 1),
-];
-
 /// Carries out the request in `frame`.
 pub(super) async fn answer(node: &Arc<Node>, mut frame: Bytes) -> Result<Answer, RequestError> {
     let envelope = open(&frame)?;
     let Envelope { key, version, .. } = envelope;
-    let supported =
-        |known: ApiKey| SUPPORTED.iter().any(|(key, min, max)| *key == known && (*min..=*max).contains(&version));
-    let Some(api) = ApiKey::try_from(key).ok() else {
+    let Some(known) = ApiKey::try_from(key).ok().and_then(supported) else {
         return Err(RequestError::Unknown { key, version });
     };
+    let api = known.key;
+    let speaks_version = (known.first..=known.last).contains(&version);
     if api == ApiKey::ApiVersions {
-        return api_versions(&envelope, supported(api)).map(Answer::Send);
+        return api_versions(&envelope, speaks_version).map(Answer::Send);
     }
-    if !supported(api) {
+    if !speaks_version {
         return Err(RequestError::Unknown { key, version });
     }
     let frame = &mut frame;
@@ -165,8 +135,9 @@ fn open(frame: &Bytes) -> Result<Envelope, RequestError> {
 fn api_versions(envelope: &Envelope, known: bool) -> Result<Bytes, RequestError> {
     let api_keys = SUPPORTED
         .iter()
-        .map(|(key, min, max)| {
-            ApiVersion::default().with_api_key(*key as i16).with_min_version(*min).with_max_version(*max)
+        .map(|known| {
+            let version = ApiVersion::default().with_api_key(known.key as i16);
+            version.with_min_version(known.first).with_max_version(known.last)
         })
         .collect();
     let response = ApiVersionsResponse::default().with_api_keys(api_keys);

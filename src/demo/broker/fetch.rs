@@ -19,7 +19,7 @@ use super::node::Node;
 use super::offsets::check_leader_epoch;
 use super::producers::Aborted;
 use super::topics::Topic;
-use super::wire::{Envelope, RequestError};
+use super::wire::{Envelope, RequestError, off_runtime};
 
 /// Most that one answer carries, whatever the client allows.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -54,8 +54,7 @@ pub(super) async fn fetch(
         return plan.answer(envelope);
     }
     let envelope = *envelope;
-    let read = tokio::task::spawn_blocking(move || plan.answer(&envelope)).await;
-    read.map_err(|_| RequestError::Stopping)?
+    off_runtime(move || plan.answer(&envelope)).await?
 }
 
 #[derive(Debug)]

@@ -33,6 +33,8 @@ pub(super) struct Node {
     pub(super) auto_create_partitions: Option<i32>,
     /// Changes whenever a log does: waiting fetches look again.
     logs_changed: watch::Sender<()>,
+    /// How much is being done: tasks, and writes that outlive the task that asked for them.
+    running: Arc<watch::Sender<usize>>,
     address: OnceLock<SocketAddr>,
 }
 
@@ -66,6 +68,7 @@ impl Node {
             faults: Arc::default(),
             auto_create_partitions,
             logs_changed: watch::Sender::new(()),
+            running: Arc::new(watch::Sender::new(0)),
             address: OnceLock::new(),
         })
     }
@@ -89,6 +92,17 @@ impl Node {
         Parts { topics: &self.topics, groups: &self.groups, now: now_ms() }
     }
 
+    /// Marks a piece of work for as long as the mark lives. The data directory is free only when there is none.
+    pub(super) fn running(&self) -> Running {
+        self.running.send_modify(|running| *running += 1);
+        Running(Arc::clone(&self.running))
+    }
+
+    /// How many marks there are, and will be.
+    pub(super) fn running_count(&self) -> watch::Receiver<usize> {
+        self.running.subscribe()
+    }
+
     /// Wakes waiting fetches.
     pub(super) fn log_changed(&self) {
         self.logs_changed.send_replace(());
@@ -97,6 +111,16 @@ impl Node {
     /// A receiver that sees every later change.
     pub(super) fn log_changes(&self) -> watch::Receiver<()> {
         self.logs_changed.subscribe()
+    }
+}
+
+/// A mark that something runs, even if it panics.
+#[derive(Debug)]
+pub(super) struct Running(Arc<watch::Sender<usize>>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.send_modify(|running| *running = running.saturating_sub(1));
     }
 }
 

@@ -13,7 +13,7 @@ use super::log::{AppendError, Appended, PartitionLog};
 use super::node::Node;
 use super::topics::Topic;
 use super::transactions::ProducerIdentity;
-use super::wire::RequestError;
+use super::wire::{RequestError, off_runtime};
 
 /// Requests up to this size are written on the runtime: moving them elsewhere would cost more.
 const INLINE_BYTES_MAX: usize = 64 * 1024;
@@ -34,8 +34,14 @@ pub(super) async fn produce(
         true => append_all(node, request),
         false => {
             let node = Arc::clone(node);
-            let appended = tokio::task::spawn_blocking(move || append_all(&node, request)).await;
-            appended.map_err(|_| RequestError::Stopping)?
+            // The write goes on if the connection ends meanwhile; nobody may take over the directory before it does.
+            let running = node.running();
+            let append = move || {
+                let response = append_all(&node, request);
+                drop(running);
+                response
+            };
+            off_runtime(append).await?
         }
     };
     Ok(wants_answer.then_some(response))

@@ -159,9 +159,11 @@ impl Coordinator {
         let exhausted = known.producer.epoch == i16::MAX;
         known.producer.epoch = known.producer.epoch.saturating_add(1);
         known.timeout_ms = timeout_ms;
-        if known.state == State::Ongoing {
-            // The markers carry the new epoch, which fences the old producer in every partition too.
-            self.end_ongoing(name, Outcome::Abort, parts)?;
+        // The markers carry the new epoch, which fences the old producer in every partition too.
+        match known.state {
+            State::Ongoing | State::EndingAbort => self.end_ongoing(name, Outcome::Abort, parts)?,
+            State::EndingCommit => self.end_ongoing(name, Outcome::Commit, parts)?,
+            State::Idle | State::Committed | State::Aborted => {}
         }
         let fresh = match exhausted {
             true => Some(self.new_producer()?),

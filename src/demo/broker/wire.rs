@@ -1,8 +1,14 @@
 //! Requests and answers as bytes.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use kafka_protocol::messages::{RequestHeader, ResponseHeader};
+use kafka_protocol::messages::{ApiKey, RequestHeader, ResponseHeader};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request};
+
+use super::shape::{self, Encoding};
+use super::supported::supported;
+
+/// Requests with this header or a newer one write lengths compactly.
+const COMPACT_SINCE_HEADER: i16 = 2;
 
 /// Why a connection is closed instead of answered.
 #[derive(Debug, thiserror::Error)]
@@ -31,12 +37,17 @@ impl Envelope {
     /// Takes header and body of a request off a frame.
     pub(super) fn decode<R: Request>(&self, frame: &mut Bytes) -> Result<R, RequestError> {
         let header_version = R::header_version(self.version);
-        RequestHeader::decode(frame, header_version)
-            .and_then(|_| R::decode(frame, self.version))
-            .map_err(|error| self.malformed(error))
+        RequestHeader::decode(frame, header_version).map_err(|error| self.malformed(error))?;
+        let encoding = match header_version {
+            COMPACT_SINCE_HEADER.. => Encoding::Compact,
+            _ => Encoding::Fixed,
+        };
+        let fields = ApiKey::try_from(R::KEY).ok().and_then(supported).map_or(&[][..], |known| known.fields);
+        shape::walk(fields, self.version, encoding, frame).map_err(|error| self.malformed(error))?;
+        R::decode(frame, self.version).map_err(|error| self.malformed(error))
     }
 
-    pub(super) fn malformed(&self, reason: impl ToString) -> RequestError {
+    fn malformed(&self, reason: impl ToString) -> RequestError {
         RequestError::Malformed { key: self.key, version: self.version, reason: reason.to_string() }
     }
 
@@ -67,4 +78,15 @@ impl Envelope {
             .map_err(|error| unanswerable(error.to_string()))?;
         Ok(frame.freeze())
     }
+}
+
+/// Does work with much reading or writing where it does not hold up other connections. A panic goes on in the
+/// caller, whose task reports it.
+pub(super) async fn off_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, RequestError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => RequestError::Stopping,
+    })
 }

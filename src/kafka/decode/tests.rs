@@ -1,8 +1,8 @@
 #![allow(clippy::unwrap_used)]
 use datafusion::arrow::util::pretty::pretty_format_columns;
 use datafusion::logical_expr::{Operator, lit};
-use datafusion::physical_expr::expressions::{BinaryExpr, col};
 use datafusion::physical_expr::expressions::Literal;
+use datafusion::physical_expr::expressions::{BinaryExpr, col};
 
 use super::*;
 use crate::catalog::ddl::{Definition, parse};

@@ -99,9 +99,7 @@ fn shape(data_type: &DataType, format: FieldFormat) -> Shape {
         }
         DataType::Dictionary(..) | DataType::RunEndEncoded(..) => Shape::Cast(DataType::Utf8),
         DataType::Struct(_) | DataType::Map(..) | DataType::Union(..) => Shape::Json,
-        DataType::ListView(item) | DataType::LargeListView(item) => {
-            Shape::Cast(DataType::List(Arc::clone(item)))
-        }
+        DataType::ListView(item) | DataType::LargeListView(item) => Shape::Cast(DataType::List(Arc::clone(item))),
         DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
             match item.data_type() {
                 DataType::Null => Shape::AsIs,

@@ -24,28 +24,34 @@ use pgwire::api::results::{
 };
 use pgwire::api::stmt::{QueryParser, StoredStatement};
 use pgwire::api::store::{Entry, PortalStore};
-use pgwire::api::{
-    ClientInfo, ClientPortalStore, DEFAULT_NAME, PgWireConnectionState, Type,
-};
+use pgwire::api::{ClientInfo, ClientPortalStore, DEFAULT_NAME, PgWireConnectionState, Type};
 use pgwire::error::{PgWireError, PgWireResult};
 use pgwire::messages::PgWireBackendMessage;
 use pgwire::messages::data::{DataRow, RowDescription};
-use pgwire::messages::extendedquery::{Bind, BindComplete, Execute, PortalSuspended, Sync as SyncMessage};
+use pgwire::messages::extendedquery::{
+    Bind, BindComplete, Close, CloseComplete, Execute, Parse, ParseComplete, PortalSuspended, Sync as SyncMessage,
+    TARGET_TYPE_BYTE_PORTAL, TARGET_TYPE_BYTE_STATEMENT,
+};
 use pgwire::messages::response::{CommandComplete, EmptyQueryResponse, ReadyForQuery, TransactionStatus};
 use pgwire::messages::simplequery::Query;
 use pgwire::messages::startup::ParameterStatus;
 
 use super::encode::{RowEncoder, describe, parameter_type};
+use super::presence::Presence;
 use super::startup::Connection;
 use super::wire;
 use crate::serve::error::{QueryError, SqlState};
 use crate::serve::session::statement::Statement;
 use crate::serve::session::{Encode, Outcome, Prepared, QueryService, Rows, Session, Stop};
 
+/// Prepared statements of one session.
+const PREPARED_MAX: usize = 10_000;
+
 /// Speaks both protocols for one connection.
 #[derive(Debug)]
 pub(super) struct Queries {
     write_timeout: Duration,
+    presence: Arc<Presence>,
 }
 
 /// What a statement's execution answers, before any row was sent.
@@ -57,8 +63,17 @@ enum Started {
 type RowStream = std::pin::Pin<Box<dyn stream::Stream<Item = PgWireResult<DataRow>> + Send>>;
 
 impl Queries {
-    pub(super) fn new(service: Arc<QueryService>) -> Self {
-        Self { write_timeout: service.limits().write_timeout }
+    pub(super) fn new(service: &QueryService, presence: Arc<Presence>) -> Self {
+        Self { write_timeout: service.limits().write_timeout, presence }
+    }
+
+    /// Inside a transaction a client holds a snapshot, so it may not be silent for ever.
+    async fn await_next<C: ClientInfo>(&self, client: &C, connection: &Connection) {
+        let patience = match client.transaction_status() {
+            TransactionStatus::Idle => None,
+            _ => connection.session.lock().await.settings().idle_in_transaction_timeout(),
+        };
+        self.presence.expect_until(patience);
     }
 
     async fn start<C>(
@@ -148,12 +163,16 @@ impl Queries {
         C: Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        match tokio::time::timeout(self.write_timeout, client.feed(message)).await {
-            Ok(fed) => Ok(fed?),
-            Err(_) => Err(PgWireError::IoError(std::io::Error::new(
-                std::io::ErrorKind::TimedOut,
-                "the client did not read its result in time",
-            ))),
+        let fed = tokio::time::timeout(self.write_timeout, client.feed(message)).await;
+        // The sink's own error may not cross an await.
+        let fed = fed.map(|fed| fed.map_err(PgWireError::from));
+        match fed {
+            Ok(fed) => fed,
+            Err(_) => {
+                // Even the error could not be sent; the conversation ends from outside.
+                self.presence.gone();
+                std::future::pending().await
+            }
         }
     }
 }
@@ -176,7 +195,8 @@ impl SimpleQueryHandler for Queries {
     {
         let connection = connection(client)?;
         client.set_state(PgWireConnectionState::QueryInProgress);
-        let statements = connection.session.lock().await.parse(&query.query).map_err(wire)?;
+        self.presence.expect_until(None);
+        let statements = connection.session.lock().await.parse(&query.query).await.map_err(wire)?;
         if statements.is_empty() {
             self.feed(client, PgWireBackendMessage::EmptyQueryResponse(EmptyQueryResponse::new())).await?;
         }
@@ -201,6 +221,7 @@ impl SimpleQueryHandler for Queries {
         }
         client.set_state(PgWireConnectionState::ReadyForQuery);
         let status = client.transaction_status();
+        self.await_next(client, &connection).await;
         send_ready_for_query(client, status).await
     }
 
@@ -222,6 +243,25 @@ impl ExtendedQueryHandler for Queries {
 
     fn query_parser(&self) -> Arc<Self::QueryParser> {
         Arc::new(Preparing)
+    }
+
+    async fn on_parse<C>(&self, client: &mut C, message: Parse) -> PgWireResult<()>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Self::Statement>,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let name = message.name.clone().unwrap_or_else(|| DEFAULT_NAME.to_owned());
+        let connection = connection(client)?;
+        check_prepared(&connection, &name)?;
+        self.presence.expect_until(None);
+        match StoredStatement::parse(client, &message, self.query_parser()).await? {
+            Some(statement) => client.portal_store().put_statement(Arc::new(statement)),
+            None => client.portal_store().put_empty_statement(&name),
+        }
+        connection.prepared.lock().insert(name);
+        self.feed(client, PgWireBackendMessage::ParseComplete(ParseComplete::new())).await
     }
 
     async fn on_bind<C>(&self, client: &mut C, message: Bind) -> PgWireResult<()>
@@ -265,6 +305,7 @@ impl ExtendedQueryHandler for Queries {
             None => return Err(unknown("portal", name)),
         };
         client.set_state(PgWireConnectionState::QueryInProgress);
+        self.presence.expect_until(None);
         let mut stop = connection.session.lock().await.stop();
         let state = portal.state();
         let mut state = state.lock().await;
@@ -275,11 +316,8 @@ impl ExtendedQueryHandler for Queries {
                 0 => None,
                 _ => Some(deserialize_parameters(&portal, &types)?),
             };
-            let bound = Bound {
-                parameters,
-                promised: prepared.schema.as_ref(),
-                format: &portal.result_column_format,
-            };
+            let bound =
+                Bound { parameters, promised: prepared.schema.as_ref(), format: &portal.result_column_format };
             match self.start(client, &connection, &prepared.statement, bound, &mut stop).await? {
                 Started::Rows { infos, rows, tag } => {
                     let mut response = QueryResponse::new(infos, rows);
@@ -332,8 +370,28 @@ impl ExtendedQueryHandler for Queries {
         if status == TransactionStatus::Idle {
             client.portal_store().clear_portals();
         }
+        self.await_next(client, &*connection(client)?).await;
         client.send(PgWireBackendMessage::ReadyForQuery(ReadyForQuery::new(status))).await?;
         Ok(())
+    }
+
+    async fn on_close<C>(&self, client: &mut C, message: Close) -> PgWireResult<()>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Self::Statement>,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let name = message.name.as_deref().unwrap_or(DEFAULT_NAME);
+        match message.target_type {
+            TARGET_TYPE_BYTE_STATEMENT => {
+                connection(client)?.prepared.lock().remove(name);
+                client.portal_store().rm_statement(name);
+            }
+            TARGET_TYPE_BYTE_PORTAL => client.portal_store().rm_portal(name),
+            other => return Err(PgWireError::InvalidTargetType(other)),
+        }
+        self.feed(client, PgWireBackendMessage::CloseComplete(CloseComplete::new())).await
     }
 
     async fn do_describe_statement<C>(
@@ -376,12 +434,7 @@ impl ExtendedQueryHandler for Queries {
         }
     }
 
-    async fn do_query<C>(
-        &self,
-        _: &mut C,
-        _: &Portal<Self::Statement>,
-        _: usize,
-    ) -> PgWireResult<Response>
+    async fn do_query<C>(&self, _: &mut C, _: &Portal<Self::Statement>, _: usize) -> PgWireResult<Response>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::PortalStore: PortalStore<Statement = Self::Statement>,
@@ -400,18 +453,13 @@ pub(super) struct Preparing;
 impl QueryParser for Preparing {
     type Statement = Arc<Prepared>;
 
-    async fn parse_sql<C>(
-        &self,
-        client: &C,
-        sql: &str,
-        _: &[Option<Type>],
-    ) -> PgWireResult<Option<Self::Statement>>
+    async fn parse_sql<C>(&self, client: &C, sql: &str, _: &[Option<Type>]) -> PgWireResult<Option<Self::Statement>>
     where
         C: ClientInfo + Unpin + Send + Sync,
     {
         let connection = connection(client)?;
         let mut session = connection.session.lock().await;
-        let mut statements = session.parse(sql).map_err(wire)?.into_iter();
+        let mut statements = session.parse(sql).await.map_err(wire)?.into_iter();
         let Some(statement) = statements.next() else { return Ok(None) };
         if statements.next().is_some() {
             return Err(wire(QueryError::new(
@@ -490,7 +538,9 @@ fn check_bind(bind: &Bind, stored: &StoredStatement<Arc<Prepared>>) -> PgWireRes
     }
     let formats = bind.parameter_format_codes.len();
     if formats > 1 && formats != given {
-        return Err(bind_violation(&format!("bind message has {formats} parameter formats but {given} parameters")));
+        return Err(bind_violation(&format!(
+            "bind message has {formats} parameter formats but {given} parameters"
+        )));
     }
     let columns = prepared.schema.as_ref().map_or(0, |schema| schema.fields().len());
     let formats = bind.result_column_format_codes.len();
@@ -513,6 +563,16 @@ fn unknown(what: &str, name: &str) -> PgWireError {
 
 fn undescribable(error: PgWireError) -> QueryError {
     QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, format!("a column's type cannot be sent: {error}"))
+}
+
+/// A client cannot fill the memory with statements that it never closes.
+fn check_prepared(connection: &Connection, name: &str) -> PgWireResult<()> {
+    let prepared = connection.prepared.lock();
+    if prepared.len() >= PREPARED_MAX && !prepared.contains(name) {
+        let message = format!("more than {PREPARED_MAX} prepared statements in one session");
+        return Err(wire(QueryError::new(SqlState::PROGRAM_LIMIT, message).hint("DEALLOCATE some of them")));
+    }
+    Ok(())
 }
 
 /// Drops prepared statements of the extended protocol, as `DEALLOCATE` does in PostgreSQL.

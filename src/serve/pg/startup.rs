@@ -15,6 +15,7 @@ use pgwire::error::{PgWireError, PgWireResult};
 use pgwire::messages::{PgWireBackendMessage, PgWireFrontendMessage};
 
 use super::backends::{Backends, Place};
+use super::presence::Presence;
 use super::{fatal, wire};
 use crate::metrics::Metrics;
 use crate::serve::DATABASE;
@@ -25,22 +26,8 @@ use crate::serve::session::{QueryService, Session};
 #[derive(Debug)]
 pub(super) struct Startup {
     pub(super) service: Arc<QueryService>,
-    pub(super) started: Arc<Flag>,
     backends: Arc<Backends>,
-}
-
-/// Set once.
-#[derive(Debug, Default)]
-pub(super) struct Flag(std::sync::atomic::AtomicBool);
-
-impl Flag {
-    pub(super) fn is_cancelled(&self) -> bool {
-        self.0.load(std::sync::atomic::Ordering::Acquire)
-    }
-
-    fn set(&self) {
-        self.0.store(true, std::sync::atomic::Ordering::Release);
-    }
+    presence: Arc<Presence>,
 }
 
 /// A session on the wire; lives in pgwire's store for the connection.
@@ -60,8 +47,8 @@ impl Drop for Connection {
 }
 
 impl Startup {
-    pub(super) fn new(service: Arc<QueryService>, backends: Arc<Backends>) -> Self {
-        Self { service, started: Arc::default(), backends }
+    pub(super) fn new(service: Arc<QueryService>, backends: Arc<Backends>, presence: Arc<Presence>) -> Self {
+        Self { service, backends, presence }
     }
 }
 
@@ -79,9 +66,10 @@ impl StartupHandler for Startup {
         protocol_negotiation(client, startup).await?;
         save_startup_parameters_to_metadata(client, startup);
         let parameters = &startup.parameters;
-        let user = parameters.get("user").filter(|user| !user.is_empty()).ok_or_else(|| {
-            fatal(SqlState("28000"), "no user name was given in the start-up message")
-        })?;
+        let user = parameters
+            .get("user")
+            .filter(|user| !user.is_empty())
+            .ok_or_else(|| fatal(SqlState("28000"), "no user name was given in the start-up message"))?;
         let database = parameters.get("database").unwrap_or(user);
         if database != DATABASE {
             let message = format!("database \"{database}\" does not exist; the only one is \"{DATABASE}\"");
@@ -105,7 +93,7 @@ impl StartupHandler for Startup {
             metrics,
             _place: place,
         });
-        self.started.set();
+        self.presence.expect_until(None);
         finish_authentication(client, &Reported(reported)).await
     }
 }
@@ -116,10 +104,7 @@ fn apply_parameters(
     parameters: &std::collections::BTreeMap<String, String>,
 ) -> PgWireResult<()> {
     let refused = |error: crate::serve::error::QueryError| match wire(error) {
-        PgWireError::UserError(info) => fatal(
-            SqlState::INVALID_PARAMETER,
-            info.message.clone(),
-        ),
+        PgWireError::UserError(info) => fatal(SqlState::INVALID_PARAMETER, info.message.clone()),
         other => other,
     };
     for (name, value) in parameters {
@@ -154,9 +139,7 @@ fn command_line_options(text: &str) -> Vec<(String, String)> {
             c => word.push(c),
         }
     }
-    let pair = |text: &str| {
-        text.split_once('=').map(|(name, value)| (name.replace('-', "_"), value.to_owned()))
-    };
+    let pair = |text: &str| text.split_once('=').map(|(name, value)| (name.replace('-', "_"), value.to_owned()));
     let mut found = Vec::new();
     let mut words = words.iter().filter(|word| !word.is_empty());
     while let Some(word) = words.next() {

@@ -46,18 +46,40 @@ pub fn register_fixed(context: &SessionContext) {
     register(Function::flag("pg_is_wal_replay_paused", |_| Ok(Some(false))));
     // What there is nothing to say about is NULL, as for an object without it.
     for name in [
-        "obj_description", "col_description", "shobj_description", "pg_get_viewdef", "pg_get_indexdef",
-        "pg_get_ruledef", "pg_get_triggerdef", "pg_get_function_result", "pg_get_function_arguments",
-        "pg_get_function_identity_arguments", "pg_get_functiondef", "pg_get_serial_sequence", "pg_tablespace_location",
-        "pg_get_function_sqlbody", "pg_get_statisticsobjdef", "inet_server_addr", "inet_client_addr", "to_regtype",
+        "obj_description",
+        "col_description",
+        "shobj_description",
+        "pg_get_viewdef",
+        "pg_get_indexdef",
+        "pg_get_ruledef",
+        "pg_get_triggerdef",
+        "pg_get_function_result",
+        "pg_get_function_arguments",
+        "pg_get_function_identity_arguments",
+        "pg_get_functiondef",
+        "pg_get_serial_sequence",
+        "pg_tablespace_location",
+        "pg_get_function_sqlbody",
+        "pg_get_statisticsobjdef",
+        "inet_server_addr",
+        "inet_client_addr",
+        "to_regtype",
         "pg_size_pretty",
     ] {
         register(Function::text(name, |_| Ok(None)));
     }
     for name in [
-        "pg_function_is_visible", "pg_type_is_visible", "pg_operator_is_visible", "pg_opclass_is_visible",
-        "pg_collation_is_visible", "pg_ts_config_is_visible", "has_function_privilege", "has_column_privilege",
-        "has_sequence_privilege", "has_type_privilege", "pg_has_role",
+        "pg_function_is_visible",
+        "pg_type_is_visible",
+        "pg_operator_is_visible",
+        "pg_opclass_is_visible",
+        "pg_collation_is_visible",
+        "pg_ts_config_is_visible",
+        "has_function_privilege",
+        "has_column_privilege",
+        "has_sequence_privilege",
+        "has_type_privilege",
+        "pg_has_role",
     ] {
         register(Function::flag(name, |_| Ok(Some(true))));
     }
@@ -66,8 +88,15 @@ pub fn register_fixed(context: &SessionContext) {
 }
 
 /// The functions that answer for one session.
-pub fn register_session(state: &mut SessionState, identity: &Identity, settings: &Arc<Settings>) -> Result<()> {
+pub fn register_session(
+    state: &mut SessionState,
+    identity: &Identity,
+    settings: &Arc<Settings>,
+    default_schema: &str,
+) -> Result<()> {
     let mut register = |function| state.register_udf(Arc::new(ScalarUDF::new_from_impl(function))).map(drop);
+    let schema = default_schema.to_owned();
+    register(Function::text("current_schema", move |_| Ok(Some(schema.clone()))))?;
     for name in ["session_user", "current_user", "user", "current_role"] {
         let user = identity.user.clone();
         register(Function::text(name, move |_| Ok(Some(user.clone()))))?;
@@ -106,10 +135,8 @@ pub fn register_relations(
             (relation.oid.to_string(), seen)
         })
         .collect();
-    let comments: HashMap<String, String> = relations
-        .iter()
-        .filter_map(|relation| Some((relation.oid.to_string(), comment(relation)?)))
-        .collect();
+    let comments: HashMap<String, String> =
+        relations.iter().filter_map(|relation| Some((relation.oid.to_string(), comment(relation)?))).collect();
     let names: HashMap<String, i32> = relations
         .iter()
         .flat_map(|relation| {
@@ -165,24 +192,15 @@ impl Function {
         Self { name, signature: Signature::new(any, Volatility::Stable), body }
     }
 
-    fn text(
-        name: &'static str,
-        body: impl Fn(Row<'_>) -> Result<Option<String>> + Send + Sync + 'static,
-    ) -> Self {
+    fn text(name: &'static str, body: impl Fn(Row<'_>) -> Result<Option<String>> + Send + Sync + 'static) -> Self {
         Self::new(name, Body::Text(Arc::new(body)))
     }
 
-    fn flag(
-        name: &'static str,
-        body: impl Fn(Row<'_>) -> Result<Option<bool>> + Send + Sync + 'static,
-    ) -> Self {
+    fn flag(name: &'static str, body: impl Fn(Row<'_>) -> Result<Option<bool>> + Send + Sync + 'static) -> Self {
         Self::new(name, Body::Flag(Arc::new(body)))
     }
 
-    fn number(
-        name: &'static str,
-        body: impl Fn(Row<'_>) -> Result<Option<i32>> + Send + Sync + 'static,
-    ) -> Self {
+    fn number(name: &'static str, body: impl Fn(Row<'_>) -> Result<Option<i32>> + Send + Sync + 'static) -> Self {
         Self::new(name, Body::Number(Arc::new(body)))
     }
 
@@ -235,8 +253,7 @@ impl ScalarUDFImpl for Function {
 
     fn invoke_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
         let rows = args.number_rows;
-        let columns: Vec<ArrayRef> =
-            args.args.iter().map(|value| value.to_array(rows)).collect::<Result<_>>()?;
+        let columns: Vec<ArrayRef> = args.args.iter().map(|value| value.to_array(rows)).collect::<Result<_>>()?;
         let options = FormatOptions::default();
         let texts = columns.iter().map(|column| Ok(ArrayFormatter::try_new(column, &options)?));
         let texts: Vec<ArrayFormatter<'_>> = texts.collect::<Result<_>>()?;

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use datafusion::arrow::record_batch::RecordBatch;
 use datafusion::catalog::CatalogProvider;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
-use datafusion::physical_plan::execute_stream;
+use datafusion::physical_plan::coop::CooperativeExec;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use futures::StreamExt;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -155,7 +157,7 @@ async fn produce<T>(
     encode: &mut Encode<T>,
 ) -> Result<(), QueryError> {
     let Planned { plan, state, pinned } = planned;
-    let physical = state.create_physical_plan(&plan).await?;
+    let physical = interruptible(state.create_physical_plan(&plan).await?)?;
     let mut batches = execute_stream(physical, state.task_ctx())?;
     while let Some(batch) = batches.next().await {
         let batch = batch?;
@@ -171,6 +173,21 @@ async fn produce<T>(
     }
     drop(pinned);
     Ok(())
+}
+
+/// Lets operators that make many rows from few give way between batches. The engine's own rule watches only
+/// the sources, so a join whose inputs are in memory would not notice that its query was stopped
+/// (datafusion#19358).
+fn interruptible(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>, QueryError> {
+    let wrapped = plan.transform_up(|node| {
+        let multiplies = node.children().len() > 1 || node.name() == "UnnestExec";
+        Ok(if multiplies {
+            Transformed::yes(Arc::new(CooperativeExec::new(node)) as Arc<dyn ExecutionPlan>)
+        } else {
+            Transformed::no(node)
+        })
+    })?;
+    Ok(wrapped.data)
 }
 
 /// Counts a statement while it runs and says how it ended, also when its task is dropped.

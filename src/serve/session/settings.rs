@@ -121,10 +121,7 @@ impl Settings {
         let mut defaults: BTreeMap<&'static str, String> = BTreeMap::new();
         defaults.insert("session_authorization", user.to_owned());
         defaults.insert("statement_timeout", show_timeout(limits.statement_timeout));
-        defaults.insert(
-            "idle_in_transaction_session_timeout",
-            show_timeout(limits.idle_in_transaction_timeout),
-        );
+        defaults.insert("idle_in_transaction_session_timeout", show_timeout(limits.idle_in_transaction_timeout));
         Self(RwLock::new(Values { defaults, changed: BTreeMap::new(), hidden: Vec::new() }))
     }
 

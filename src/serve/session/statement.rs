@@ -4,27 +4,33 @@
 //! Clients' catalog queries (anything that names `pg_...`) pass through the compatibility rewrites of
 //! datafusion-pg-catalog; other statements only through those rewrites that keep their meaning.
 
-use std::ops::Range;
+use std::collections::BTreeMap;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use datafusion::sql::sqlparser::ast::{self, ContextModifier, Expr, Reset, Set, SetExpr, Value};
-use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
+use datafusion::arrow::datatypes::{DataType, TimeUnit};
+use datafusion::sql::sqlparser::ast::{self, ContextModifier, Expr, Reset, Set, SetExpr, Value, Visit, Visitor};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer};
 use datafusion_pg_catalog::sql::PostgresCompatibilityParser;
 use datafusion_pg_catalog::sql::rules::{
-    CurrentUserVariableToSessionUserFunctionCall, FixArrayLiteral, FixVersionColumnName, RewriteArrayAnyAllOperation,
-    RewritePgCatalogOperator, RewriteRegCastToSubquery, SqlStatementRewriteRule, StripCallableQualifier,
-    StripCollate,
+    CurrentUserVariableToSessionUserFunctionCall, FixArrayLiteral, FixVersionColumnName,
+    RewriteArrayAnyAllOperation, RewritePgCatalogOperator, RewriteRegCastToSubquery, SqlStatementRewriteRule,
+    StripCallableQualifier, StripCollate,
 };
 
+use super::dialect::Postgres;
 use crate::serve::Limits;
 use crate::serve::RefreshScope;
 use crate::serve::error::{QueryError, SqlState, character, syntax};
 
-/// Nested parentheses, subqueries and function calls. The parser recurses here.
-const NESTING_MAX: usize = 100;
+/// Nested brackets of any kind: parentheses, subqueries, function calls. The parser recurses here.
+const NESTING_MAX: usize = 60;
+/// What the parser itself counts: several steps for each bracket.
+const RECURSION_MAX: usize = 400;
+/// The same for catalog queries, whose parser takes time exponential in nested calls.
+const CATALOG_NESTING_MAX: usize = 14;
 
 /// One statement, as far as it differs in what the session does with it.
 #[derive(Debug, Clone)]
@@ -48,8 +54,10 @@ pub enum Statement {
     Refresh(String, RefreshScope),
     /// Forgets one prepared statement, or all.
     Deallocate(Option<String>),
-    /// `DISCARD ALL` (true to its name) or a part that this server does not keep. Holds the tag.
-    Discard { all: bool },
+    /// `DISCARD ALL`, or only a part that this server does not keep.
+    Discard {
+        all: bool,
+    },
     /// `LISTEN`, `UNLISTEN` and other requests that ask for nothing here. Holds the tag.
     Ignored(&'static str),
 }
@@ -63,6 +71,70 @@ pub struct Query {
     pub catalog: bool,
     /// The text it came from, for the position of a planner's error.
     pub sql: Arc<str>,
+}
+
+impl Query {
+    /// Types that the text itself gives to parameters: `$1::int`, `CAST($2 AS text)`, `LIMIT $3`.
+    pub fn declared_parameters(&self) -> BTreeMap<String, DataType> {
+        let mut declared = Declared::default();
+        let _ = self.ast.visit(&mut declared);
+        declared.0
+    }
+}
+
+#[derive(Default)]
+struct Declared(BTreeMap<String, DataType>);
+
+impl Declared {
+    fn note(&mut self, expr: &Expr, data_type: DataType) {
+        if let Expr::Value(value) = expr
+            && let Value::Placeholder(name) = &value.value
+        {
+            self.0.entry(name.clone()).or_insert(data_type);
+        }
+    }
+}
+
+impl Visitor for Declared {
+    type Break = ();
+
+    fn pre_visit_query(&mut self, query: &ast::Query) -> ControlFlow<()> {
+        if let Some(ast::LimitClause::LimitOffset { limit, offset, .. }) = &query.limit_clause {
+            let bounds = limit.iter().chain(offset.iter().map(|offset| &offset.value));
+            bounds.for_each(|bound| self.note(bound, DataType::Int64));
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        if let Expr::Cast { expr, data_type, .. } = expr
+            && let Some(found) = arrow_type(data_type)
+        {
+            self.note(expr, found);
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// The common types by which clients cast parameters.
+fn arrow_type(data_type: &ast::DataType) -> Option<DataType> {
+    let name = data_type.to_string().to_lowercase();
+    Some(match name.as_str() {
+        "smallint" | "int2" => DataType::Int16,
+        "int" | "integer" | "int4" => DataType::Int32,
+        "bigint" | "int8" => DataType::Int64,
+        "text" | "varchar" | "character varying" => DataType::Utf8,
+        "real" | "float4" => DataType::Float32,
+        "float8" | "double precision" | "float" => DataType::Float64,
+        "boolean" | "bool" => DataType::Boolean,
+        "date" => DataType::Date32,
+        "timestamp" | "timestamp without time zone" => DataType::Timestamp(TimeUnit::Microsecond, None),
+        "timestamptz" | "timestamp with time zone" => {
+            DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()))
+        }
+        "bytea" => DataType::Binary,
+        _ => return None,
+    })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +180,7 @@ impl StatementParser {
                 format!("statement of {} bytes is longer than {} bytes", sql.len(), self.sql_bytes_max),
             ));
         }
-        let tokens = Tokenizer::new(&PostgreSqlDialect {}, sql).tokenize_with_location().map_err(|error| {
+        let tokens = Tokenizer::new(&Postgres, sql).tokenize_with_location().map_err(|error| {
             let mut shown = QueryError::new(SqlState::SYNTAX, format!("syntax error: {}", error.message));
             shown.position = character(sql, error.location);
             shown
@@ -122,7 +194,9 @@ impl StatementParser {
     }
 
     fn parse_one(&self, sql: &Arc<str>, tokens: &[TokenWithSpan]) -> Result<Statement, QueryError> {
-        check_depth(tokens, self.depth_max)?;
+        let catalog = tokens.iter().any(names_catalog);
+        let nesting_max = if catalog { CATALOG_NESTING_MAX } else { NESTING_MAX };
+        check_depth(tokens, self.depth_max, nesting_max)?;
         let words = leading_words(tokens);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         if let Some(statement) = own_statement(&words, tokens)? {
@@ -131,7 +205,6 @@ impl StatementParser {
         if let Some(refusal) = refusal(&words) {
             return Err(refusal);
         }
-        let catalog = tokens.iter().any(names_catalog);
         let statement = if catalog {
             let range = byte_range(sql, tokens);
             let part = sql.get(range).unwrap_or(sql);
@@ -148,10 +221,11 @@ impl StatementParser {
     }
 }
 
-fn parse_tokens(tokens: &[TokenWithSpan]) -> Result<ast::Statement, datafusion::sql::sqlparser::parser::ParserError> {
-    let dialect = PostgreSqlDialect {};
+fn parse_tokens(
+    tokens: &[TokenWithSpan],
+) -> Result<ast::Statement, datafusion::sql::sqlparser::parser::ParserError> {
     let mut parser =
-        Parser::new(&dialect).with_recursion_limit(NESTING_MAX).with_tokens_with_locations(tokens.to_vec());
+        Parser::new(&Postgres).with_recursion_limit(RECURSION_MAX).with_tokens_with_locations(tokens.to_vec());
     let statement = parser.parse_statement()?;
     let next = parser.peek_token();
     if next.token == Token::EOF { Ok(statement) } else { parser.expected("end of statement", next) }
@@ -190,9 +264,9 @@ fn classify(statement: ast::Statement, sql: &Arc<str>, catalog: bool) -> Result<
         S::Discard { object_type } => {
             Ok(Statement::Discard { all: matches!(object_type, ast::DiscardObject::ALL) })
         }
-        S::Deallocate { name, .. } => Ok(Statement::Deallocate(
-            (!name.value.eq_ignore_ascii_case("all")).then(|| name.value.clone()),
-        )),
+        S::Deallocate { name, .. } => {
+            Ok(Statement::Deallocate((!name.value.eq_ignore_ascii_case("all")).then(|| name.value.clone())))
+        }
         S::LISTEN { .. } => Ok(Statement::Ignored("LISTEN")),
         S::UNLISTEN { .. } => Ok(Statement::Ignored("UNLISTEN")),
         other => Err(QueryError::refused(&command(other))),
@@ -301,9 +375,10 @@ fn refusal(words: &[&str]) -> Option<QueryError> {
             format!("{} is not supported yet", words.first().copied().unwrap_or_default()),
         )),
         word @ ("INSERT" | "UPDATE" | "DELETE" | "MERGE" | "TRUNCATE" | "CREATE" | "DROP" | "ALTER" | "GRANT"
-        | "REVOKE" | "COMMENT" | "VACUUM" | "ANALYZE" | "CLUSTER" | "REINDEX" | "LOCK" | "CALL" | "DO" | "LOAD"
-        | "INSTALL" | "ATTACH" | "DETACH" | "EXPORT" | "IMPORT" | "UNLOAD" | "CHECKPOINT" | "SECURITY"
-        | "REASSIGN" | "NOTIFY" | "KILL" | "USE" | "CACHE" | "UNCACHE" | "MSCK" | "OPTIMIZE") => {
+        | "REVOKE" | "COMMENT" | "VACUUM" | "ANALYZE" | "CLUSTER" | "REINDEX" | "LOCK" | "CALL" | "DO"
+        | "LOAD" | "INSTALL" | "ATTACH" | "DETACH" | "EXPORT" | "IMPORT" | "UNLOAD" | "CHECKPOINT"
+        | "SECURITY" | "REASSIGN" | "NOTIFY" | "KILL" | "USE" | "CACHE" | "UNCACHE" | "MSCK"
+        | "OPTIMIZE") => {
             let second = words.get(1).copied().unwrap_or_default();
             Some(QueryError::refused(format!("{word} {second}").trim()))
         }
@@ -372,7 +447,13 @@ fn names_catalog(token: &TokenWithSpan) -> bool {
         || name.starts_with("has_")
         || matches!(
             name.as_str(),
-            "regclass" | "regtype" | "regproc" | "regnamespace" | "to_regclass" | "obj_description" | "col_description"
+            "regclass"
+                | "regtype"
+                | "regproc"
+                | "regnamespace"
+                | "to_regclass"
+                | "obj_description"
+                | "col_description"
         )
 }
 
@@ -391,7 +472,7 @@ fn byte_offset(sql: &str, at: Location) -> Option<usize> {
 
 /// Bounds what later code walks recursively: chains of operators, joins and set operations, and brackets.
 /// A comma or a clause begins a new chain, because the elements of a list lie side by side in the tree.
-fn check_depth(tokens: &[TokenWithSpan], depth_max: usize) -> Result<(), QueryError> {
+fn check_depth(tokens: &[TokenWithSpan], depth_max: usize, nesting_max: usize) -> Result<(), QueryError> {
     #[derive(Default)]
     struct Level {
         chain: usize,
@@ -409,23 +490,45 @@ fn check_depth(tokens: &[TokenWithSpan], depth_max: usize) -> Result<(), QueryEr
             }
             Token::Comma => level.chain = 0,
             Token::Word(word) => match word.keyword {
-                Keyword::SELECT | Keyword::FROM | Keyword::WHERE | Keyword::HAVING | Keyword::GROUP
-                | Keyword::ORDER | Keyword::WHEN | Keyword::THEN | Keyword::ELSE => level.chain = 0,
+                Keyword::SELECT
+                | Keyword::FROM
+                | Keyword::WHERE
+                | Keyword::HAVING
+                | Keyword::GROUP
+                | Keyword::ORDER
+                | Keyword::WHEN
+                | Keyword::THEN
+                | Keyword::ELSE => level.chain = 0,
                 Keyword::JOIN | Keyword::UNION | Keyword::INTERSECT | Keyword::EXCEPT => level.relations += 1,
                 Keyword::CASE => level.relations += 1,
-                Keyword::AND | Keyword::OR | Keyword::NOT | Keyword::IS | Keyword::LIKE | Keyword::ILIKE
-                | Keyword::SIMILAR | Keyword::BETWEEN | Keyword::COLLATE | Keyword::AT | Keyword::OPERATOR => {
+                Keyword::AND
+                | Keyword::OR
+                | Keyword::NOT
+                | Keyword::IS
+                | Keyword::LIKE
+                | Keyword::ILIKE
+                | Keyword::SIMILAR
+                | Keyword::BETWEEN
+                | Keyword::COLLATE
+                | Keyword::AT
+                | Keyword::OPERATOR => {
                     level.chain += 1;
                 }
                 _ => {}
             },
-            Token::Number(..) | Token::SingleQuotedString(_) | Token::Period | Token::Placeholder(_)
-            | Token::EscapedStringLiteral(_) | Token::NationalStringLiteral(_) | Token::HexStringLiteral(_)
-            | Token::DollarQuotedString(_) | Token::UnicodeStringLiteral(_) => {}
+            Token::Number(..)
+            | Token::SingleQuotedString(_)
+            | Token::Period
+            | Token::Placeholder(_)
+            | Token::EscapedStringLiteral(_)
+            | Token::NationalStringLiteral(_)
+            | Token::HexStringLiteral(_)
+            | Token::DollarQuotedString(_)
+            | Token::UnicodeStringLiteral(_) => {}
             _ => level.chain += 1,
         }
         let deep = levels.iter().any(|level| level.chain > depth_max || level.relations > depth_max);
-        if deep || levels.len() > NESTING_MAX {
+        if deep || levels.len() > nesting_max {
             return Err(QueryError::too_complex());
         }
     }
@@ -474,10 +577,20 @@ mod tests {
     #[test]
     fn everything_that_writes_is_refused() {
         for sql in [
-            "COPY (SELECT 1) TO '/tmp/x'", "COPY t FROM '/etc/passwd'", "CREATE TABLE t AS SELECT 1",
-            "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/etc/passwd'", "DROP TABLE t", "TRUNCATE t",
-            "INSERT INTO t VALUES (1)", "UPDATE t SET a = 1", "DELETE FROM t", "SELECT 1 INTO t",
-            "EXPLAIN ANALYZE INSERT INTO t VALUES (1)", "ALTER TABLE t ADD c int", "DO $$ x $$", "SELECT 1 FOR UPDATE",
+            "COPY (SELECT 1) TO '/tmp/x'",
+            "COPY t FROM '/etc/passwd'",
+            "CREATE TABLE t AS SELECT 1",
+            "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/etc/passwd'",
+            "DROP TABLE t",
+            "TRUNCATE t",
+            "INSERT INTO t VALUES (1)",
+            "UPDATE t SET a = 1",
+            "DELETE FROM t",
+            "SELECT 1 INTO t",
+            "EXPLAIN ANALYZE INSERT INTO t VALUES (1)",
+            "ALTER TABLE t ADD c int",
+            "DO $$ x $$",
+            "SELECT 1 FOR UPDATE",
         ] {
             assert_eq!(state(sql), "42501", "{sql}");
         }
@@ -500,6 +613,26 @@ mod tests {
         assert_eq!(state(&format!("SELECT {}", "(".repeat(5_000))), "54001");
         assert_eq!(state(&format!("SELECT {} 1", "NOT ".repeat(20_000))), "54001");
         assert_eq!(state(&vec!["SELECT 1"; 2_000].join(" UNION ALL ")), "54001");
+        for (open, close) in [
+            ("abs(", ")"),
+            ("(", ")"),
+            ("ARRAY[", "]"),
+            ("CAST(", " AS int)"),
+            ("(SELECT ", ")"),
+            ("CASE WHEN true THEN ", " END"),
+            ("coalesce(1, ", ")"),
+            ("NOT (", ")"),
+        ] {
+            let started = std::time::Instant::now();
+            let sql = format!("SELECT {}1{}", open.repeat(40), close.repeat(40));
+            assert!(parse(&sql).is_ok(), "{open}: {:?}", parse(&sql).err());
+            assert!(started.elapsed().as_secs() < 2, "{open} takes {:?}", started.elapsed());
+        }
+        for (open, close) in [("(", ")"), ("(SELECT * FROM ", ")"), ("LATERAL (SELECT * FROM ", ") x")] {
+            let started = std::time::Instant::now();
+            let _ = parse(&format!("SELECT * FROM {}t{}", open.repeat(40), close.repeat(40)));
+            assert!(started.elapsed().as_secs() < 2, "FROM {open} takes {:?}", started.elapsed());
+        }
         let list = (0..20_000).map(|n| n.to_string()).collect::<Vec<_>>().join(", ");
         assert!(parse(&format!("SELECT 1 IN ({list})")).is_ok());
         assert_eq!(state(&format!("SELECT '{}'", "x".repeat(2 << 20))), "54000");

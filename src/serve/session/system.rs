@@ -131,9 +131,10 @@ impl CatalogProvider for LiveCatalog {
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
         match name {
-            PG_CATALOG => self.pg_catalog.get().map(|inner| {
-                Arc::new(SystemTables(Arc::clone(inner))) as Arc<dyn SchemaProvider>
-            }),
+            PG_CATALOG => self
+                .pg_catalog
+                .get()
+                .map(|inner| Arc::new(SystemTables(Arc::clone(inner))) as Arc<dyn SchemaProvider>),
             _ => self.current()?.schema(name),
         }
     }
