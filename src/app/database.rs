@@ -77,7 +77,10 @@ impl Database for Merged {
             RefreshScope::New => Vec::new(),
             RefreshScope::Full => named,
         };
-        match self.refresher.refresh(&self.cell, full).await {
+        // A client that cancels or leaves stops waiting, not the refresh: half of it must not be.
+        let (refresher, cell) = (Arc::clone(&self.refresher), Arc::clone(&self.cell));
+        let refresh = tokio::spawn(async move { refresher.refresh(&cell, full).await });
+        match refresh.await.unwrap_or(Err(batch::run::RefreshError::Cancelled)) {
             Ok(generation) => Ok(generation.to_string()),
             Err(error @ batch::run::RefreshError::Fenced(_)) => Err(RefreshError::Refused(error.to_string())),
             Err(error) => Err(RefreshError::Failed(crate::ingest::committer::chain(&error))),
