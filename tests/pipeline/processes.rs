@@ -224,7 +224,7 @@ struct Broken {
 }
 
 const BROKEN: [Broken; 11] = [
-    Broken { file: "streams/clicks.sql", part: "page TEXT NOT NULL,", by: "page TEXT NOT,", place: "4:18", reason: "NULL" },
+    Broken { file: "streams/clicks.sql", part: "page TEXT NOT NULL,", by: "page TEXT NOT,", place: "4:15", reason: "found: NOT" },
     Broken { file: "streams/clicks.sql", part: "INTEGER", by: "MONEY", place: "7:", reason: "MONEY" },
     Broken { file: "streams/clicks.sql", part: "ms BETWEEN 0 AND 1000", by: "ms + 1", place: "8:", reason: "boolean" },
     Broken { file: "streams/clicks.sql", part: "ms BETWEEN 0 AND 1000", by: "mms > 1", place: "8:", reason: "mms" },

@@ -81,6 +81,10 @@ impl World {
     }
 
     pub async fn without_topic() -> Self {
+        if std::env::var_os("RUST_LOG").is_some() {
+            let filter = tracing_subscriber::EnvFilter::from_default_env();
+            let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+        }
         let kafka = Kafka::start().await;
         let root = tempfile::tempdir().unwrap();
         let settings = [
