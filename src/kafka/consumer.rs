@@ -74,12 +74,11 @@ impl Intake {
         let client = client_config(kafka);
         let setup = |source| ConsumerError { source };
         let ids = Arc::<TopicIds>::default();
-        let consumer =
-            client.create_with_context(Context {
-                status: around.status.clone(),
-                sources: names(&sources),
-                ids: Arc::clone(&ids),
-            });
+        let consumer = client.create_with_context(Context {
+            status: around.status.clone(),
+            sources: names(&sources),
+            ids: Arc::clone(&ids),
+        });
         let consumer: BaseConsumer<Context> = consumer.map_err(setup)?;
         let reader = TopicReader::new(&client).map_err(setup)?;
 
@@ -241,7 +240,9 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AllBrokersDown) => self.status.unreachable(Witness::Connections, Some(reason.to_owned())),
+            Some(RDKafkaErrorCode::AllBrokersDown) => {
+                self.status.unreachable(Witness::Connections, Some(reason.to_owned()))
+            }
             _ => tracing::warn!(%error, reason, "kafka client"),
         }
     }
@@ -350,13 +351,16 @@ impl TopicWatch {
                         lost.entry(*partition).or_insert_with(|| reason.clone());
                     }
                 }
-                for (partition, reason) in halt.into_iter().filter(|(p, _)| !lost.contains_key(p)).chain(lost.clone()) {
+                for (partition, reason) in
+                    halt.into_iter().filter(|(p, _)| !lost.contains_key(p)).chain(lost.clone())
+                {
                     status.halt(stream, partition, reached.position(partition), reason);
                     if known.remove(&partition).is_some() {
                         let _ = self.events.send(TopicEvent::Stop { source, partitions: vec![partition] });
                     }
                 }
-                let fresh: BTreeMap<_, _> = start.into_iter().filter(|(p, _)| !known.contains_key(p) && !lost.contains_key(p)).collect();
+                let fresh: BTreeMap<_, _> =
+                    start.into_iter().filter(|(p, _)| !known.contains_key(p) && !lost.contains_key(p)).collect();
                 for (partition, position) in &fresh {
                     let end = facts.partitions.get(partition).map_or(*position, |(_, end)| *end);
                     status.reading(stream, *partition, *position, end);
@@ -653,15 +657,11 @@ fn decode_loop(
                 }
             }
             Err(error) => {
-                around.health.poison("decode", format!("{error}: {}", source_text(&error)));
+                around.health.poison("decode", error);
                 return;
             }
         }
     }
-}
-
-fn source_text(error: &dyn std::error::Error) -> String {
-    error.source().map(ToString::to_string).unwrap_or_default()
 }
 
 fn sink_loop(mut sink: Box<dyn Sink>, input: &Receiver<Decoded>, around: &Surroundings) {
@@ -677,5 +677,17 @@ fn sink_loop(mut sink: Box<dyn Sink>, input: &Receiver<Decoded>, around: &Surrou
             }
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_tells_the_new_id_of_a_topic() {
+        let message = "[thrd:main]: Topic clicks changed id from AAAAAAAAAAAAAAAAAAAAAA to 4bGx3-q1TQ2W";
+        assert_eq!(changed_id(message), Some(("clicks", "4bGx3-q1TQ2W")));
+        assert_eq!(changed_id("[thrd:main]: Topic clicks partition 0 Leader 1 Epoch 0"), None);
     }
 }

@@ -89,7 +89,11 @@ async fn a_retention_gap_halts_its_partition_alone() {
     server.until_http("/readyz", 503, "stream clicks partition 0: offsets 10 to 14 are gone").await;
     world.kafka.write(clicks("zero-again", 0, 5).into_iter().chain(clicks("one-again", 1, 5)));
     server.until(TOTALS, &["35|35"]).await;
-    assert_eq!(server.one("SELECT count(*) FROM raw.clicks WHERE _partition = 0").await, "10", "nothing is skipped");
+    assert_eq!(
+        server.one("SELECT count(*) FROM raw.clicks WHERE _partition = 0").await,
+        "10",
+        "nothing is skipped"
+    );
     server.until("SELECT complete FROM system.freshness", &["f"]).await;
     server.stop().await;
 }

@@ -38,7 +38,10 @@ pub const VIEWS: [(&str, &str); 3] = [
         "SELECT page, date_trunc('hour', at) AS hour, count(*) AS total, min(ms) AS fastest, max(ms) AS slowest, \
          max(at) AS last_at FROM raw.clicks GROUP BY page, date_trunc('hour', at)",
     ),
-    ("visitors", "SELECT who, count(*) AS total, count(ms) AS timed FROM raw.clicks WHERE who IS NOT NULL GROUP BY who"),
+    (
+        "visitors",
+        "SELECT who, count(*) AS total, count(ms) AS timed FROM raw.clicks WHERE who IS NOT NULL GROUP BY who",
+    ),
 ];
 
 pub fn view_sql(name: &str, query: &str) -> String {
