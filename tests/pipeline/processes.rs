@@ -269,6 +269,7 @@ async fn broken_definitions_are_found_with_their_place_and_reason() {
         world.write_sql(broken.file, &text.replacen(broken.part, broken.by, 1));
         let (code, said) = refused(&world, "check");
         assert_eq!(code, 3, "{broken:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{broken:?}: {said}");
         let path: PathBuf = world.path("sql").join(broken.file);
         let start = format!("{}:{}", path.display(), broken.place);
         let line = said.lines().find(|line| line.starts_with(&start));
