@@ -25,7 +25,10 @@ async fn away_and_back(how: Availability) {
         assert_eq!(server.one(TOTALS).await, "40|40");
     }
     assert_eq!(server.one("SELECT complete FROM system.freshness").await, "f");
-    assert_eq!(server.one("SELECT count(*) FROM system.partitions WHERE NOT reading AND reason LIKE '%broker%'").await, "2");
+    assert_eq!(
+        server.one("SELECT count(*) FROM system.partitions WHERE NOT reading AND reason LIKE '%broker%'").await,
+        "2"
+    );
     assert_eq!(server.get("/healthz").await.unwrap().0, 200, "the process itself is well");
     server.refresh().await;
 

@@ -45,7 +45,10 @@ async fn a_changed_a_new_and_a_removed_view() {
     world.write_sql("views/pages.sql", &view_sql(world_views[0].0, world_views[0].1));
     world.write_sql("views/visitors.sql", &view_sql(world_views[2].0, world_views[2].1));
     let server = world.serve().await;
-    assert_eq!(server.rows("SELECT page, total, spent FROM pages ORDER BY page").await, ["a|31|310", "b|31|310", "c|31|310"]);
+    assert_eq!(
+        server.rows("SELECT page, total, spent FROM pages ORDER BY page").await,
+        ["a|31|310", "b|31|310", "c|31|310"]
+    );
     server.assert_equivalent().await;
     server.stop().await;
 }

@@ -10,7 +10,8 @@ struct SmallDisk(PathBuf);
 impl SmallDisk {
     fn mount(at: &Path) -> std::io::Result<Self> {
         std::fs::create_dir_all(at)?;
-        let run = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "none"]).arg(at).output()?;
+        let run =
+            std::process::Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "none"]).arg(at).output()?;
         match run.status.success() {
             true => Ok(Self(at.to_owned())),
             false => Err(std::io::Error::other(String::from_utf8_lossy(&run.stderr).into_owned())),
@@ -53,19 +54,26 @@ async fn a_full_disk_stops_intake_and_nothing_else() {
         assert_eq!(row, "t");
     }
     assert_eq!(server.get("/healthz").await.unwrap().0, 200);
-    let archived: i64 = server.one("SELECT count(*) FROM raw.clicks WHERE _file IS NOT NULL").await.parse().unwrap();
+    let archived: i64 =
+        server.one("SELECT count(*) FROM raw.clicks WHERE _file IS NOT NULL").await.parse().unwrap();
     assert!(archived < 40_100, "the disk is not full");
 
     std::fs::remove_file(disk.0.join("ballast")).unwrap();
     server.until_passed(40_100).await;
     server.until_archived().await;
-    assert_eq!(server.one("SELECT (SELECT sum(total) FROM pages), (SELECT count(*) FROM raw.clicks)").await, "40100|40100");
+    assert_eq!(
+        server.one("SELECT (SELECT sum(total) FROM pages), (SELECT count(*) FROM raw.clicks)").await,
+        "40100|40100"
+    );
     server.assert_equivalent().await;
     server.refresh().await;
     server.stop().await;
 
     let server = world.serve().await;
-    assert_eq!(server.one("SELECT (SELECT sum(total) FROM pages), (SELECT count(*) FROM raw.clicks)").await, "40100|40100");
+    assert_eq!(
+        server.one("SELECT (SELECT sum(total) FROM pages), (SELECT count(*) FROM raw.clicks)").await,
+        "40100|40100"
+    );
     server.stop().await;
 }
 

@@ -109,10 +109,6 @@ impl Kafka {
         });
         config.create_with_context(Delivered).unwrap()
     }
-
-    pub fn stop(&self) {
-        self.shutdown.trigger();
-    }
 }
 
 impl Drop for Kafka {

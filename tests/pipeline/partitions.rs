@@ -34,10 +34,21 @@ async fn new_partitions_are_read_from_their_start() {
     server.stop().await;
 }
 
-/// The new topic is long enough that the old positions would fit into it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recreated_topic_is_refused_by_a_running_server_and_after_a_restart() {
-    let world = World::new(2).await;
+    recreated(World::new(2).await).await;
+}
+
+/// The client itself must notice when nobody looks at the topics meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recreated_topic_is_refused_between_two_looks() {
+    let mut world = World::new(2).await;
+    world.set("VIEWLEDGER_KAFKA_METADATA_INTERVAL", "1h");
+    recreated(world).await;
+}
+
+/// The new topic is long enough that the old positions would fit into it.
+async fn recreated(world: World) {
     let server = world.serve().await;
     world.kafka.write(clicks("old", 0, 50).into_iter().chain(clicks("old-too", 1, 50)));
     server.until(TOTALS, &["100|100"]).await;
@@ -48,6 +59,8 @@ async fn a_recreated_topic_is_refused_by_a_running_server_and_after_a_restart() 
     server.until_http("/readyz", 503, "created anew").await;
     assert_eq!(server.one(TOTALS).await, "100|100");
     assert_eq!(server.one("SELECT count(*) FROM raw.clicks WHERE id LIKE 'new%'").await, "0");
+    let partitions = "SELECT bool_or(reading), bool_and(reason LIKE '%created anew%') FROM system.partitions";
+    assert_eq!(server.one(partitions).await, "f|t");
     server.stop().await;
 
     let server = world.serve().await;
@@ -76,7 +89,11 @@ async fn a_retention_gap_halts_its_partition_alone() {
     server.until_http("/readyz", 503, "stream clicks partition 0: offsets 10 to 14 are gone").await;
     world.kafka.write(clicks("zero-again", 0, 5).into_iter().chain(clicks("one-again", 1, 5)));
     server.until(TOTALS, &["35|35"]).await;
-    assert_eq!(server.one("SELECT count(*) FROM raw.clicks WHERE _partition = 0").await, "10", "nothing is skipped");
+    assert_eq!(
+        server.one("SELECT count(*) FROM raw.clicks WHERE _partition = 0").await,
+        "10",
+        "nothing is skipped"
+    );
     server.until("SELECT complete FROM system.freshness", &["f"]).await;
     server.stop().await;
 }

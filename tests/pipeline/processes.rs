@@ -52,7 +52,8 @@ fn refused(world: &World, name: &str) -> (i32, String) {
 impl Process {
     async fn start(world: &World) -> Self {
         let log = world.path(&format!("log-{}", uuid::Uuid::new_v4()));
-        let mut child = command(world, "serve").stderr(File::create(&log).unwrap()).stdout(Stdio::null()).spawn().unwrap();
+        let mut child =
+            command(world, "serve").stderr(File::create(&log).unwrap()).stdout(Stdio::null()).spawn().unwrap();
         let mut at = None;
         eventually("the process is ready", async || {
             let text = std::fs::read_to_string(&log).unwrap();
@@ -155,7 +156,10 @@ async fn refresh_works_in_the_server_and_without_one() {
     assert!(run.status.success(), "{run:?}");
     world.set("VIEWLEDGER_SERVER_PG_PORT", "0");
     let server = Process::start(&world).await;
-    assert_eq!(server.one("SELECT (SELECT sum(total) FROM batch.pages), (SELECT count(*) FROM speed.pages)").await, "20|0");
+    assert_eq!(
+        server.one("SELECT (SELECT sum(total) FROM batch.pages), (SELECT count(*) FROM speed.pages)").await,
+        "20|0"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -223,30 +227,28 @@ struct Broken {
     reason: &'static str,
 }
 
+const STREAM: &str = "streams/clicks.sql";
+const VIEW: &str = "views/pages.sql";
+
+#[rustfmt::skip]
 const BROKEN: [Broken; 11] = [
-    Broken { file: "streams/clicks.sql", part: "page TEXT NOT NULL,", by: "page TEXT NOT,", place: "4:18", reason: "NULL" },
-    Broken { file: "streams/clicks.sql", part: "INTEGER", by: "MONEY", place: "7:", reason: "MONEY" },
-    Broken { file: "streams/clicks.sql", part: "ms BETWEEN 0 AND 1000", by: "ms + 1", place: "8:", reason: "boolean" },
-    Broken { file: "streams/clicks.sql", part: "ms BETWEEN 0 AND 1000", by: "mms > 1", place: "8:", reason: "mms" },
-    Broken { file: "views/pages.sql", part: "GROUP BY page", by: "GROUP page", place: "2:", reason: "page" },
-    Broken { file: "views/pages.sql", part: "sum(ms)", by: "sum(mms)", place: "", reason: "mms" },
-    Broken { file: "views/pages.sql", part: "raw.clicks", by: "raw.cliks", place: "", reason: "cliks" },
-    Broken { file: "views/pages.sql", part: "GROUP BY page", by: "GROUP BY page ORDER BY page", place: "", reason: "ORDER BY" },
+    Broken { file: STREAM, part: "TEXT NOT NULL,", by: "TEXT NOT,", place: "4:15", reason: "found: NOT" },
+    Broken { file: STREAM, part: "INTEGER", by: "MONEY", place: "7:5", reason: "type MONEY is not understood" },
+    Broken { file: STREAM, part: "ms BETWEEN 0 AND 1000", by: "ms + 1", place: "8:29", reason: "must be true or false" },
+    Broken { file: STREAM, part: "ms BETWEEN 0 AND 1000", by: "mms > 1", place: "8:29", reason: "No field named mms" },
+    Broken { file: VIEW, part: "GROUP BY page", by: "GROUP page", place: "2:17", reason: "found GROUP" },
+    Broken { file: VIEW, part: "sum(ms)", by: "sum(mms)", place: "1:", reason: "No field named mms" },
+    Broken { file: VIEW, part: "raw.clicks", by: "raw.cliks", place: "2:6", reason: "cliks' not found" },
+    Broken { file: VIEW, part: "GROUP BY page", by: "GROUP BY page ORDER BY page", place: "1:1", reason: "has ORDER BY" },
+    Broken { file: VIEW, part: "sum(ms)", by: "rank() OVER (ORDER BY sum(ms))", place: "1:1", reason: "window function" },
     Broken {
-        file: "views/pages.sql",
-        part: "GROUP BY page",
-        by: ", rank() OVER (ORDER BY count(*)) FROM raw.clicks GROUP BY page",
-        place: "",
-        reason: "",
-    },
-    Broken {
-        file: "views/pages.sql",
+        file: VIEW,
         part: "FROM raw.clicks",
-        by: "FROM raw.clicks JOIN raw.others USING (id)",
-        place: "",
-        reason: "others",
+        by: "FROM (SELECT c.page, c.ms, c.who FROM raw.clicks c JOIN raw.others o ON c.id = o.id) j",
+        place: "1:1",
+        reason: "streams clicks, others",
     },
-    Broken { file: "views/pages.sql", part: "'1 hour'", by: "'soon'", place: "1:", reason: "soon" },
+    Broken { file: VIEW, part: "'1 hour'", by: "'soon'", place: "1:", reason: "is not a duration" },
 ];
 
 /// FILE:LINE:COLUMN: REASON, one line a fault, exit code 3; and `serve` refuses the same files.
@@ -267,6 +269,7 @@ async fn broken_definitions_are_found_with_their_place_and_reason() {
         world.write_sql(broken.file, &text.replacen(broken.part, broken.by, 1));
         let (code, said) = refused(&world, "check");
         assert_eq!(code, 3, "{broken:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{broken:?}: {said}");
         let path: PathBuf = world.path("sql").join(broken.file);
         let start = format!("{}:{}", path.display(), broken.place);
         let line = said.lines().find(|line| line.starts_with(&start));
@@ -274,7 +277,6 @@ async fn broken_definitions_are_found_with_their_place_and_reason() {
         let place: Vec<&str> = line[path.display().to_string().len()..].splitn(4, ':').collect();
         assert!(place[1].parse::<u32>().is_ok() && place[2].parse::<u32>().is_ok(), "{broken:?}: {line}");
         assert!(place[3].contains(broken.reason), "{broken:?}: {line}");
-        eprintln!("{}", line.rsplit('/').next().unwrap());
     }
     let (code, said) = refused(&world, "serve");
     assert_eq!(code, 1, "{said}");

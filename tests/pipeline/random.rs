@@ -54,7 +54,15 @@ impl Record {
 fn record() -> impl Strategy<Value = Record> {
     let ms = prop_oneof![1 => Just(None), 8 => (0..=1000_i16).prop_map(Some), 1 => (-5..2000_i16).prop_map(Some)];
     (0..PARTITIONS, any::<u8>(), 0..5_u8, prop::option::of(0..20_u8), ms, 0..24_u8, prop::bool::weighted(0.05))
-        .prop_map(|(partition, id, page, who, ms, hour, broken)| Record { partition, id, page, who, ms, hour, broken })
+        .prop_map(|(partition, id, page, who, ms, hour, broken)| Record {
+            partition,
+            id,
+            page,
+            who,
+            ms,
+            hour,
+            broken,
+        })
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -119,7 +127,8 @@ async fn carry_out(schedule: Vec<Step>) {
     let books = "SELECT coalesce(sum(counted), 0), coalesce(sum(duplicate), 0), coalesce(sum(quarantined), 0), \
                  coalesce(sum(gaps), 0) FROM system.conservation";
     assert_eq!(server.one(books).await, format!("{counted}|{duplicates}|{quarantined}|0"));
-    let totals = "SELECT coalesce((SELECT sum(total) FROM pages), 0), coalesce((SELECT sum(total) FROM page_hours), 0)";
+    let totals =
+        "SELECT coalesce((SELECT sum(total) FROM pages), 0), coalesce((SELECT sum(total) FROM page_hours), 0)";
     assert_eq!(server.one(totals).await, format!("{counted}|{counted}"));
     server.stop().await;
 }

@@ -103,7 +103,7 @@ impl Ask {
         let expected: Vec<&str> = expected.iter().map(AsRef::as_ref).collect();
         eventually(&format!("{sql} answers {expected:?}"), async || match self.try_rows(sql).await {
             Ok(rows) if rows == expected => Ok(()),
-            Ok(rows) => Err(format!("{rows:?}")),
+            Ok(rows) => Err(format!("{rows:?}; {:?}", self.get("/readyz").await)),
             Err(error) => Err(error),
         })
         .await;

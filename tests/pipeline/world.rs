@@ -38,7 +38,10 @@ pub const VIEWS: [(&str, &str); 3] = [
         "SELECT page, date_trunc('hour', at) AS hour, count(*) AS total, min(ms) AS fastest, max(ms) AS slowest, \
          max(at) AS last_at FROM raw.clicks GROUP BY page, date_trunc('hour', at)",
     ),
-    ("visitors", "SELECT who, count(*) AS total, count(ms) AS timed FROM raw.clicks WHERE who IS NOT NULL GROUP BY who"),
+    (
+        "visitors",
+        "SELECT who, count(*) AS total, count(ms) AS timed FROM raw.clicks WHERE who IS NOT NULL GROUP BY who",
+    ),
 ];
 
 pub fn view_sql(name: &str, query: &str) -> String {
@@ -81,6 +84,10 @@ impl World {
     }
 
     pub async fn without_topic() -> Self {
+        if std::env::var_os("RUST_LOG").is_some() {
+            let filter = tracing_subscriber::EnvFilter::from_default_env();
+            let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+        }
         let kafka = Kafka::start().await;
         let root = tempfile::tempdir().unwrap();
         let settings = [
