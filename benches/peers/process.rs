@@ -16,10 +16,8 @@ use crate::records::sql_dir;
 
 /// Where the benches keep their data between runs.
 pub fn work_dir(name: &str) -> PathBuf {
-    let root = std::env::var_os("VIEWLEDGER_BENCH_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-data"),
-        PathBuf::from,
-    );
+    let root = std::env::var_os("VIEWLEDGER_BENCH_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-data"), PathBuf::from);
     root.join(name)
 }
 
@@ -80,7 +78,9 @@ impl Server {
                     tokio::spawn(connection);
                     return Ok(client);
                 }
-                Err(error) if began.elapsed() > Duration::from_secs(60) => bail!("the server does not answer: {error}"),
+                Err(error) if began.elapsed() > Duration::from_secs(60) => {
+                    bail!("the server does not answer: {error}")
+                }
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }

@@ -77,10 +77,7 @@ impl Database for Merged {
             RefreshScope::New => Vec::new(),
             RefreshScope::Full => named,
         };
-        // A client that cancels or leaves stops waiting, not the refresh: half of it must not be.
-        let (refresher, cell) = (Arc::clone(&self.refresher), Arc::clone(&self.cell));
-        let refresh = tokio::spawn(async move { refresher.refresh(&cell, full).await });
-        match refresh.await.unwrap_or(Err(batch::run::RefreshError::Cancelled)) {
+        match self.refresher.refresh(&self.cell, full).await {
             Ok(generation) => Ok(generation.to_string()),
             Err(error @ batch::run::RefreshError::Fenced(_)) => Err(RefreshError::Refused(error.to_string())),
             Err(error @ batch::run::RefreshError::Panicked) => {

@@ -19,7 +19,7 @@
 //! | `<dir>/transactions.json`, `groups.json` | producer ids and open transactions; committed group offsets |
 
 use std::collections::BTreeMap;
-use std::fs::{File, TryLockError, self};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -192,6 +192,33 @@ async fn a_check_that_fails_on_a_value_stops_nothing() {
     server.stop().await;
 }
 
+/// So may an expression of a view. The record counts in no view then, and its key is free for a sound one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_a_view_cannot_take_stops_nothing() {
+    let world = World::new(1).await;
+    world.write_sql(
+        "views/pace.sql",
+        "CREATE MATERIALIZED VIEW pace AS SELECT page, sum(100 / ms) AS pace FROM raw.clicks GROUP BY page;",
+    );
+    let server = world.serve().await;
+    world.kafka.write([10, 0, 20, 0].iter().zip(0..).map(|(ms, id)| (0, click(&format!("{id}"), "a", *ms))));
+    server.until_passed(4).await;
+    world.kafka.write([(0, click("1", "a", 50))]);
+    server.until_passed(5).await;
+    let reasons =
+        "SELECT _offset, _reason LIKE 'view pace: %ivide by zero%' FROM quarantine.clicks ORDER BY _offset";
+    assert_eq!(server.rows(reasons).await, ["1|t", "3|t"]);
+    assert_eq!(server.rows("SELECT page, pace FROM pace").await, ["a|17"]);
+    assert_eq!(server.rows("SELECT page, total FROM pages").await, ["a|3"]);
+    server.until_ready().await;
+    server.stop().await;
+    let server = world.serve().await;
+    server.until_passed(5).await;
+    assert_eq!(server.rows("SELECT page, pace FROM pace").await, ["a|17"]);
+    assert_eq!(server.rows("SELECT count(*) FROM quarantine.clicks").await, ["2"]);
+    server.stop().await;
+}
+
 /// Twice in one batch, in another batch, in another epoch, behind a refresh, after a restart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_duplicate_is_counted_once_however_late_it_comes() {
