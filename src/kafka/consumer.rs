@@ -475,7 +475,14 @@ impl PollLoop {
 
     fn flush(&mut self, source: usize, status: &IntakeStatus) -> Result<(), Closed> {
         let Some((slot, _)) = self.batches.get_mut(source) else { return Ok(()) };
-        let mut batch = std::mem::take(slot);
+        // The next one will be about as large; growing to that size would copy it many times.
+        let (bytes, records) = (slot.bytes.len(), slot.records.len());
+        let next = RawBatch {
+            bytes: Vec::with_capacity(bytes + bytes / 8),
+            records: Vec::with_capacity((records + records / 8).min(self.batch_rows_max)),
+            ..RawBatch::default()
+        };
+        let mut batch = std::mem::replace(slot, next);
         batch.source = source;
         batch.topic = self.identities.get(&source).cloned();
         if let Some(entry) = self.sources.get(source) {
