@@ -12,11 +12,12 @@ use viewledger::app::{Declared, planning_engine};
 use viewledger::archive::dedup::KeyIndex;
 use viewledger::config::Config;
 use viewledger::delta::{Combine, Run, fold};
-use viewledger::kafka::RawBatch;
+use viewledger::kafka::{RawBatch, RawRecord};
 use viewledger::position::Epoch;
 use viewledger::storage::parquet::ParquetSink;
 
 #[path = "common/records.rs"]
+#[allow(dead_code, reason = "shared with the other benches")]
 mod records;
 
 use records::{Records, STREAM, declared, decoder};
@@ -70,6 +71,18 @@ fn parts(criterion: &mut Criterion) {
     let decoder = decoder(&bench.declared, &bench.config);
     group.bench_function("decode", |b| {
         b.iter_batched(|| copy(&raw), |raw| black_box(decoder.decode(raw, NOW).unwrap()), BatchSize::LargeInput);
+    });
+
+    let mut long = RawBatch { bytes: Vec::new(), records: Vec::new(), ..copy(&raw) };
+    for record in &raw.records {
+        let from = long.bytes.len();
+        // Enough for the short way to give up at once.
+        long.bytes.push(b' ');
+        long.bytes.extend_from_slice(raw.payload(record).unwrap());
+        long.records.push(RawRecord { payload: Some(from..long.bytes.len()), ..record.clone() });
+    }
+    group.bench_function("decode the long way", |b| {
+        b.iter_batched(|| copy(&long), |raw| black_box(decoder.decode(raw, NOW).unwrap()), BatchSize::LargeInput);
     });
 
     let batch = decoded(&bench, &mut records);

@@ -26,6 +26,7 @@ use object_store::ObjectStore;
 use url::Url;
 
 mod combinator;
+mod date_trunc;
 mod inner;
 pub mod planner;
 mod split;
@@ -68,7 +69,9 @@ impl Engine {
             .with_config(session)
             .with_runtime_env(runtime_env(&config)?)
             .with_default_features();
-        builder.scalar_functions().get_or_insert_default().extend(viewledger_udfs::scalar_functions());
+        let functions = builder.scalar_functions().get_or_insert_default();
+        functions.push(date_trunc::date_trunc());
+        functions.extend(viewledger_udfs::scalar_functions());
         builder.aggregate_functions().get_or_insert_default().extend(viewledger_udfs::aggregate_functions());
         Ok(Arc::new(Self { template: builder.build() }))
     }

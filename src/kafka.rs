@@ -13,6 +13,7 @@ use crate::runtime::Micros;
 pub mod columns;
 pub mod consumer;
 pub mod decode;
+mod shortcut;
 pub mod status;
 pub mod topics;
 

@@ -28,7 +28,8 @@ pub fn setting<T: FromStr>(name: &str, default: T) -> T {
 
 /// The program under test.
 pub fn program() -> PathBuf {
-    std::env::var_os("VIEWLEDGER_BIN").map_or_else(|| env!("CARGO_BIN_EXE_viewledger").into(), PathBuf::from)
+    std::env::var_os("VIEWLEDGER_BIN")
+        .map_or_else(|| option_env!("CARGO_BIN_EXE_viewledger").unwrap_or("viewledger").into(), PathBuf::from)
 }
 
 /// The embedded broker, in this process, with the topics of all shipped streams.
