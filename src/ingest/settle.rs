@@ -80,14 +80,14 @@ async fn states(
 /// Per record why it fails on its own, found by halving: few records fail, and each costs a few computations.
 async fn failing(engine: &Engine, views: &[ViewInput], events: &RecordBatch) -> Vec<Option<String>> {
     let mut reasons = vec![None; events.num_rows()];
-    let mut open = vec![0..events.num_rows()];
-    while let Some(range) = open.pop() {
-        let Err(error) = states(engine, views, &events.slice(range.start, range.len())).await else { continue };
-        if range.len() > 1 {
-            let middle = range.start + range.len() / 2;
-            open.push(range.start..middle);
-            open.push(middle..range.end);
-        } else if let Some(reason) = reasons.get_mut(range.start) {
+    let mut open = vec![(0, events.num_rows())];
+    while let Some((start, rows)) = open.pop() {
+        let Err(error) = states(engine, views, &events.slice(start, rows)).await else { continue };
+        if rows > 1 {
+            let half = rows / 2;
+            open.push((start, half));
+            open.push((start + half, rows - half));
+        } else if let Some(reason) = reasons.get_mut(start) {
             *reason = Some(error.to_string());
         }
     }
