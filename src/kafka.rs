@@ -13,7 +13,6 @@ use crate::runtime::Micros;
 pub mod columns;
 pub mod consumer;
 pub mod decode;
-mod shortcut;
 pub mod status;
 pub mod topics;
 

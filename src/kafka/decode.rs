@@ -14,7 +14,6 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::columns::{ColumnBuilder, Slot, field_value};
-use super::shortcut::Shortcut;
 use super::{Decoded, RawBatch, RawRecord};
 use crate::catalog::stream::{ColumnType, CompiledCheck, Stream, quarantine_schema};
 use crate::runtime::Micros;
@@ -54,12 +53,11 @@ impl Decoder {
         let mut extra = StringBuilder::new();
         let mut accepted: Vec<&RawRecord> = Vec::with_capacity(batch.records.len());
         let mut rejected: Vec<(&RawRecord, String)> = Vec::new();
-        let mut slots = vec![Slot::Absent; self.stream.columns.len()];
         for record in &batch.records {
-            match self.row(batch.payload(record), &mut slots) {
-                Ok(undeclared) => {
-                    builders.iter_mut().zip(&slots).for_each(|(builder, slot)| builder.append(slot));
-                    extra.append_option(undeclared);
+            match self.row(batch.payload(record)) {
+                Ok(row) => {
+                    builders.iter_mut().zip(&row.slots).for_each(|(builder, slot)| builder.append(slot));
+                    extra.append_option(row.extra);
                     accepted.push(record);
                 }
                 Err(reason) => rejected.push((record, reason)),
@@ -84,31 +82,25 @@ impl Decoder {
         })
     }
 
-    /// Reads one record into `slots`; gives its undeclared fields as a JSON object.
-    fn row<'a>(&self, payload: Option<&'a [u8]>, slots: &mut [Slot<'a>]) -> Result<Option<String>, String> {
+    fn row<'a>(&'a self, payload: Option<&'a [u8]>) -> Result<Row<'a>, String> {
         let bytes = payload.ok_or("the record has no value")?;
         if bytes.len() > self.record_bytes_max {
             let (have, max) = (bytes.len(), self.record_bytes_max);
             return Err(format!("the record has {have} bytes, more than ingest.record_bytes_max {max}"));
         }
         let text = std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}"))?;
-        slots.fill(Slot::Absent);
-        let mut extra = None;
-        if Shortcut::read(text, &self.stream.columns, slots).is_none() {
-            slots.fill(Slot::Absent);
-            let mut json = serde_json::Deserializer::from_str(text);
-            extra = RowSeed { stream: &self.stream, slots: &mut *slots }
-                .deserialize(&mut json)
-                .and_then(|extra| json.end().map(|()| extra))
-                .map_err(|error| error.to_string())?;
-        }
-        for (column, slot) in self.stream.columns.iter().zip(slots.iter()) {
+        let mut json = serde_json::Deserializer::from_str(text);
+        let row = RowSeed(&self.stream)
+            .deserialize(&mut json)
+            .and_then(|row| json.end().map(|()| row))
+            .map_err(|error| error.to_string())?;
+        for (column, slot) in self.stream.columns.iter().zip(&row.slots) {
             if column.required && slot.is_null() {
                 let state = if *slot == Slot::Null { "null" } else { "missing" };
                 return Err(format!("field {}: required, but {state}", column.name));
             }
         }
-        Ok(extra)
+        Ok(row)
     }
 
     fn apply_checks<'a>(
@@ -201,29 +193,33 @@ impl Decoder {
     }
 }
 
-/// Reads one record the long way; gives its undeclared fields as a JSON object.
-struct RowSeed<'s, 'de> {
-    stream: &'s Stream,
-    slots: &'s mut [Slot<'de>],
+/// One record before it is appended to the columns.
+struct Row<'a> {
+    slots: Vec<Slot<'a>>,
+    /// Undeclared fields as a JSON object.
+    extra: Option<String>,
 }
 
-impl<'de> DeserializeSeed<'de> for RowSeed<'_, 'de> {
-    type Value = Option<String>;
+struct RowSeed<'s>(&'s Stream);
+
+impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
+    type Value = Row<'de>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for RowSeed<'_, 'de> {
-    type Value = Option<String>;
+impl<'de> Visitor<'de> for RowSeed<'_> {
+    type Value = Row<'de>;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("a JSON object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let (columns, slots) = (&self.stream.columns, self.slots);
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Row<'de>, A::Error> {
+        let columns = &self.0.columns;
+        let mut slots = vec![Slot::Absent; columns.len()];
         let mut extra: Option<String> = None;
         // Producers write fields in the same order again and again: look at the next column first.
         let mut guess = 0;
@@ -247,7 +243,7 @@ impl<'de> Visitor<'de> for RowSeed<'_, 'de> {
         if let Some(extra) = &mut extra {
             extra.push('}');
         }
-        Ok(extra)
+        Ok(Row { slots, extra })
     }
 }
 
