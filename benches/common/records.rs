@@ -65,9 +65,10 @@ impl Records {
             let slot = match (record.destination, record.key) {
                 (Destination::Slot(slot), _) => slot,
                 // Any even spread will do.
-                (Destination::Key, key) => {
-                    key.unwrap_or_default().iter().fold(7, |hash: u32, byte| hash.wrapping_mul(31) + u32::from(*byte))
-                }
+                (Destination::Key, key) => key
+                    .unwrap_or_default()
+                    .iter()
+                    .fold(7, |hash: u32, byte| hash.wrapping_mul(31) + u32::from(*byte)),
             } % PARTITIONS;
             let next = &mut self.next[slot as usize];
             let partition = PartitionId(slot as i32);

@@ -11,8 +11,8 @@ use datafusion::arrow::record_batch::RecordBatch;
 use viewledger::archive::dedup::KeyIndex;
 use viewledger::archive::ledger::{Ledger, LedgerRow};
 use viewledger::archive::{Archive, Kind};
-use viewledger::config::Config;
 use viewledger::catalog::stream::PARTITION;
+use viewledger::config::Config;
 use viewledger::position::{Epoch, PartitionId, StreamFrontier, TopicIdentity};
 use viewledger::storage::Storage;
 

@@ -128,7 +128,8 @@ async fn served(brokers: &str, events: u64) -> Result<Served> {
     let mut server = Server::start(brokers, &data_dir)?;
     let client = server.connect().await?;
     loop {
-        let passed = number(&client, "SELECT sum(passed)::bigint FROM system.conservation WHERE stream = 'video_views'");
+        let passed =
+            number(&client, "SELECT sum(passed)::bigint FROM system.conservation WHERE stream = 'video_views'");
         let archived = "SELECT (archived_events + archived_duplicates + archived_quarantined)::bigint \
                         FROM system.streams WHERE stream = 'video_views'";
         if passed.await? == events && number(&client, archived).await? == events {
@@ -138,9 +139,15 @@ async fn served(brokers: &str, events: u64) -> Result<Served> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let seconds = began.elapsed().as_secs_f64();
-    let threads: Vec<String> =
-        server.thread_seconds()?.into_iter().take(9).map(|(name, seconds)| format!("{name} {seconds:.1}")).collect();
-    let counted = number(&client, "SELECT sum(counted)::bigint FROM system.conservation WHERE stream = 'video_views'").await?;
+    let threads: Vec<String> = server
+        .thread_seconds()?
+        .into_iter()
+        .take(9)
+        .map(|(name, seconds)| format!("{name} {seconds:.1}"))
+        .collect();
+    let counted =
+        number(&client, "SELECT sum(counted)::bigint FROM system.conservation WHERE stream = 'video_views'")
+            .await?;
     for (view, column) in VIEWS {
         let sum = number(&client, &format!("SELECT sum({column})::bigint FROM {view}")).await?;
         ensure!(sum == counted, "view {view} counts {sum}, the ledger {counted}");

@@ -12,9 +12,9 @@ mod fill;
 mod freshness;
 mod ingest;
 mod process;
-mod refresh;
 #[path = "../common/records.rs"]
 mod records;
+mod refresh;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -16,10 +16,8 @@ use crate::records::sql_dir;
 
 /// Where the benches keep their data between runs.
 pub fn work_dir(name: &str) -> PathBuf {
-    let root = std::env::var_os("VIEWLEDGER_BENCH_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-data"),
-        PathBuf::from,
-    );
+    let root = std::env::var_os("VIEWLEDGER_BENCH_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-data"), PathBuf::from);
     root.join(name)
 }
 
@@ -30,7 +28,8 @@ pub fn setting<T: FromStr>(name: &str, default: T) -> T {
 
 /// The program under test.
 pub fn program() -> PathBuf {
-    std::env::var_os("VIEWLEDGER_BIN").map_or_else(|| option_env!("CARGO_BIN_EXE_viewledger").unwrap_or("viewledger").into(), PathBuf::from)
+    std::env::var_os("VIEWLEDGER_BIN")
+        .map_or_else(|| option_env!("CARGO_BIN_EXE_viewledger").unwrap_or("viewledger").into(), PathBuf::from)
 }
 
 /// The embedded broker, in this process, with the topics of all shipped streams.
@@ -80,7 +79,9 @@ impl Server {
                     tokio::spawn(connection);
                     return Ok(client);
                 }
-                Err(error) if began.elapsed() > Duration::from_secs(60) => bail!("the server does not answer: {error}"),
+                Err(error) if began.elapsed() > Duration::from_secs(60) => {
+                    bail!("the server does not answer: {error}")
+                }
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }

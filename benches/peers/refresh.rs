@@ -34,11 +34,16 @@ async fn measure() -> Result<()> {
     let data_dir = config.storage.data_dir.clone();
     eprintln!("opening; the first time this computes all views");
     let core = Core::open(config, Shutdown::default()).await?;
-    let archive = core.cell.load().streams.get(STREAM).map(|stream| stream.archive.clone()).context("no archive")?;
+    let archive =
+        core.cell.load().streams.get(STREAM).map(|stream| stream.archive.clone()).context("no archive")?;
     let files: Vec<PathBuf> =
         archive.files_in(Kind::Event, Epoch(0)).map(|file| data_dir.join(file.path.as_ref())).collect();
 
-    println!("full refresh of {VIEW} over {} events in {} files, DuckDB in turn, 2 threads each", archive.rows.events, files.len());
+    println!(
+        "full refresh of {VIEW} over {} events in {} files, DuckDB in turn, 2 threads each",
+        archive.rows.events,
+        files.len()
+    );
     // Once unmeasured, so that the page cache is the same for both.
     duckdb(&python, &files)?;
     let mut ratios = Vec::new();

@@ -180,9 +180,9 @@ fn plain_length(bytes: &[u8]) -> usize {
 /// Microseconds of `2026-01-31T12:00:00.123456Z` from 1970 on; None for any other way to write an instant.
 fn utc_micros(text: &[u8]) -> Option<i64> {
     let number = |from: usize, to: usize| {
-        text.get(from..to)?.iter().try_fold(0, |value: i64, byte| {
-            byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0'))
-        })
+        text.get(from..to)?
+            .iter()
+            .try_fold(0, |value: i64, byte| byte.is_ascii_digit().then(|| value * 10 + i64::from(byte - b'0')))
     };
     let marks = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':')];
     if marks.iter().any(|(at, mark)| text.get(*at) != Some(mark)) || text.last() != Some(&b'Z') {
@@ -237,9 +237,17 @@ mod tests {
             let expected = chrono::DateTime::parse_from_rfc3339(text).unwrap().timestamp_micros();
             assert_eq!(utc_micros(text.as_bytes()), Some(expected), "{text}");
         }
-        for text in ["2026-02-29T00:00:00Z", "2026-01-31T12:00:00+01:00", "2026-01-31 12:00:00Z", "2026-01-31T12:00:00.Z",
-            "2026-13-01T00:00:00Z", "2026-01-31T12:00:60Z", "2026-01-31T12:00:00.1234567Z", "", "Z"]
-        {
+        for text in [
+            "2026-02-29T00:00:00Z",
+            "2026-01-31T12:00:00+01:00",
+            "2026-01-31 12:00:00Z",
+            "2026-01-31T12:00:00.Z",
+            "2026-13-01T00:00:00Z",
+            "2026-01-31T12:00:60Z",
+            "2026-01-31T12:00:00.1234567Z",
+            "",
+            "Z",
+        ] {
             assert_eq!(utc_micros(text.as_bytes()), None, "{text}");
         }
     }

@@ -130,15 +130,40 @@ fn a_batch_without_records_still_moves_positions() {
 fn payloads() -> impl proptest::strategy::Strategy<Value = Vec<u8>> {
     use proptest::prelude::*;
     let piece = prop::sample::select(vec![
-        r#""id":"6ba7b810-9dad-11d1-80b4-00c04fd430c8""#, r#""page":"p""#, r#""page":"\u00e9""#, r#""page":"é""#, r#""page":null"#,
-        r#""at":"2026-01-31T12:00:00.25Z""#, r#""at":"2026-01-31T12:00:00+01:00""#, r#""at":"2026-02-30T00:00:00Z""#,
-        r#""n":5"#, r#""n":-0"#, r#""n":007"#, r#""n":1.0"#, r#""n":3e1"#, r#""n":-7"#, r#""n":2147483648"#,
-        r#""big":-9007199254740993"#, r#""big":9223372036854775808"#, r#""price":"12.5""#, r#""price":12.5"#,
-        r#""price":"0.00001""#, r#""ok":true"#, r#""ok":fals"#, r#""d":"2026-02-28""#, r#""items":[]"#,
-        r#""items":[{"sku":"x","n":1},null,{}]"#, r#""items":[{"sku":"x","sku":"y"}]"#, r#""items":[{"more":1}]"#,
-        r#""items":[1]"#, r#""new":1"#, " ", "x",
+        r#""id":"6ba7b810-9dad-11d1-80b4-00c04fd430c8""#,
+        r#""page":"p""#,
+        r#""page":"\u00e9""#,
+        r#""page":"é""#,
+        r#""page":null"#,
+        r#""at":"2026-01-31T12:00:00.25Z""#,
+        r#""at":"2026-01-31T12:00:00+01:00""#,
+        r#""at":"2026-02-30T00:00:00Z""#,
+        r#""n":5"#,
+        r#""n":-0"#,
+        r#""n":007"#,
+        r#""n":1.0"#,
+        r#""n":3e1"#,
+        r#""n":-7"#,
+        r#""n":2147483648"#,
+        r#""big":-9007199254740993"#,
+        r#""big":9223372036854775808"#,
+        r#""price":"12.5""#,
+        r#""price":12.5"#,
+        r#""price":"0.00001""#,
+        r#""ok":true"#,
+        r#""ok":fals"#,
+        r#""d":"2026-02-28""#,
+        r#""items":[]"#,
+        r#""items":[{"sku":"x","n":1},null,{}]"#,
+        r#""items":[{"sku":"x","sku":"y"}]"#,
+        r#""items":[{"more":1}]"#,
+        r#""items":[1]"#,
+        r#""new":1"#,
+        " ",
+        "x",
     ]);
-    let object = prop::collection::vec(piece, 0..8).prop_map(|pieces| format!("{{{}}}", pieces.join(",")).into_bytes());
+    let object =
+        prop::collection::vec(piece, 0..8).prop_map(|pieces| format!("{{{}}}", pieces.join(",")).into_bytes());
     (object, any::<prop::sample::Index>(), any::<Option<u8>>(), 0..4).prop_map(|(mut bytes, at, byte, dice)| {
         if let (Some(byte), 0) = (byte, dice) {
             let at = at.index(bytes.len());
