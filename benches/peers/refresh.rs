@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -35,7 +36,7 @@ async fn measure() -> Result<()> {
     eprintln!("opening; the first time this computes all views");
     let core = Core::open(config, Shutdown::default()).await?;
     let archive =
-        core.cell.load().streams.get(STREAM).map(|stream| stream.archive.clone()).context("no archive")?;
+        core.cell.load().streams.get(STREAM).map(|stream| Arc::clone(&stream.archive)).context("no archive")?;
     let files: Vec<PathBuf> =
         archive.files_in(Kind::Event, Epoch(0)).map(|file| data_dir.join(file.path.as_ref())).collect();
 
