@@ -32,9 +32,11 @@ pub struct Fault {
 
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // One line a fault, for people and for editors.
+        let reason = self.reason.trim().replace('\n', "; ");
         match self.line {
-            0 => write!(f, "{}: {}", self.file, self.reason),
-            line => write!(f, "{}:{}:{}: {}", self.file, line, self.column, self.reason),
+            0 => write!(f, "{}: {reason}", self.file),
+            line => write!(f, "{}:{line}:{}: {reason}", self.file, self.column),
         }
     }
 }

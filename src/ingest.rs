@@ -5,9 +5,9 @@
 //! disagree about what counts. The order of steps for a micro-batch:
 //!
 //! 1. duplicates are split off against the key index;
-//! 2. the ledger takes the passed offsets and where they went;
-//! 3. the committer gets the records for the open epoch;
-//! 4. partial states are computed for every view;
+//! 2. partial states are computed for every view; a record with which that fails goes to quarantine;
+//! 3. the ledger takes the passed offsets and where they went;
+//! 4. the committer gets the records for the open epoch;
 //! 5. the snapshot moves: states, records, position and ledger at once.
 //!
 //! An epoch is sealed every `archive.commit_interval` or `archive.commit_bytes_max`. Sealing does not stop
@@ -33,12 +33,14 @@ use crate::engine::Engine;
 use crate::kafka::{Decoded, Sink, SinkError};
 use crate::merge::snapshot::SnapshotCell;
 use crate::metrics::{EventLabels, EventOutcome, Metrics, StreamLabel};
-use crate::position::{PartitionId, StreamFrontier};
+use crate::position::{Offset, PartitionId, StreamFrontier, TopicIdentity};
 use crate::runtime::{Clock, Shutdown};
 
 pub mod committer;
+mod settle;
 
 use committer::Work;
+use settle::{Settled, add_rejects, settle};
 
 /// One stream on its way in.
 #[derive(Debug)]
@@ -121,28 +123,35 @@ impl Ingest {
             }
             _ => (batch.records.clone(), batch.records.slice(0, 0)),
         };
-        stream.count(&batch, &events, &duplicates).map_err(|e| failed("conservation", &e))?;
-
-        let work = [(Kind::Event, &events), (Kind::Duplicate, &duplicates), (Kind::Quarantined, &batch.rejects)];
-        for (kind, rows) in work.into_iter().filter(|(_, rows)| rows.num_rows() > 0) {
-            stream.send(Work::Append(kind, rows.clone()))?;
-        }
-        let mut states = Vec::with_capacity(stream.intake.views.len());
-        if events.num_rows() > 0 {
-            for ViewInput { view, .. } in &stream.intake.views {
-                let computed = self.runtime.block_on(fold::states(&self.shared.engine, view, &events));
-                states.push((view.name().to_owned(), computed.map_err(|e| failed("delta", &e))?));
+        let settled = self.runtime.block_on(settle(&self.shared.engine, &stream.intake.views, events));
+        let Settled { events, states, failed: unfit } = settled.map_err(|e| failed("delta", &e))?;
+        let rejects = match &unfit {
+            None => batch.rejects.clone(),
+            Some(unfit) => {
+                if let Some(key) = stream.key {
+                    stream.intake.keys.remove(unfit.column(key)).map_err(|e| failed("dedup", &e))?;
+                }
+                add_rejects(&batch.rejects, unfit).map_err(|e| failed("quarantine", &e))?
             }
+        };
+        let decided = [(Kind::Event, &events), (Kind::Duplicate, &duplicates), (Kind::Quarantined, &rejects)];
+        stream.count(&batch.positions, batch.topic.as_ref(), decided).map_err(|e| failed("conservation", &e))?;
+        // What a view can not take is archived with all its columns: there are no raw bytes of it any more.
+        let mut archived =
+            vec![(Kind::Event, &events), (Kind::Duplicate, &duplicates), (Kind::Quarantined, &batch.rejects)];
+        archived.extend(unfit.iter().map(|unfit| (Kind::Quarantined, unfit)));
+        for (kind, rows) in archived.into_iter().filter(|(_, rows)| rows.num_rows() > 0) {
+            stream.send(Work::Append(kind, rows.clone()))?;
         }
         let outcome = [
             (EventOutcome::Counted, events.num_rows()),
             (EventOutcome::Duplicate, duplicates.num_rows()),
-            (EventOutcome::Quarantined, batch.rejects.num_rows()),
+            (EventOutcome::Quarantined, rejects.num_rows()),
         ];
         let produced = produced_at(&events);
         let (frontier, ledger) = (Arc::new(stream.intake.frontier.clone()), Arc::new(stream.intake.ledger.clone()));
         self.shared.cell.update_stream(&name, |snapshot| {
-            snapshot.delta = Arc::new(snapshot.delta.fold(events, duplicates, batch.rejects, states));
+            snapshot.delta = Arc::new(snapshot.delta.fold(events, duplicates, rejects, states));
             snapshot.end = frontier;
             snapshot.ledger = ledger;
         });
@@ -238,21 +247,27 @@ impl Sink for Ingest {
 
 impl OpenStream {
     /// Moves frontier and ledger past the batch.
-    fn count(&mut self, batch: &Decoded, events: &RecordBatch, duplicates: &RecordBatch) -> Result<(), String> {
+    fn count(
+        &mut self,
+        positions: &BTreeMap<PartitionId, Offset>,
+        topic: Option<&TopicIdentity>,
+        decided: [(Kind, &RecordBatch); 3],
+    ) -> Result<(), String> {
         let mut seen: BTreeMap<PartitionId, LedgerRow> = BTreeMap::new();
-        for partition in partitions(events) {
-            seen.entry(partition).or_default().events += 1;
-        }
-        for partition in partitions(duplicates) {
-            seen.entry(partition).or_default().duplicates += 1;
-        }
-        for partition in partitions(&batch.rejects) {
-            seen.entry(partition).or_default().quarantined += 1;
+        for (kind, rows) in decided {
+            for partition in partitions(rows) {
+                let row = seen.entry(partition).or_default();
+                match kind {
+                    Kind::Event => row.events += 1,
+                    Kind::Duplicate => row.duplicates += 1,
+                    Kind::Quarantined => row.quarantined += 1,
+                }
+            }
         }
         if self.intake.frontier.topic.is_none() {
-            self.intake.frontier.topic.clone_from(&batch.topic);
+            self.intake.frontier.topic = topic.cloned();
         }
-        for (partition, to) in &batch.positions {
+        for (partition, to) in positions {
             let from = self.intake.frontier.position(*partition);
             let passed = u64::try_from(to.0 - from.0)
                 .map_err(|_| format!("partition {partition} would go back from offset {from} to {to}"))?;

@@ -245,6 +245,11 @@ async fn simple_queries_answer_in_text() {
         r"\xabcd",
     ];
     assert_eq!(kinds.iter().map(|value| value.as_deref().unwrap()).collect::<Vec<_>>(), expected);
+    let named =
+        client.prepare("SELECT count(*), sum(total), 1 + 1, 5::bigint, total AS t FROM sales GROUP BY total");
+    let named = named.await.unwrap();
+    let names: Vec<&str> = named.columns().iter().map(|column| column.name()).collect();
+    assert_eq!(names, ["count", "sum", "?column?", "int8", "t"]);
     let plan = texts(&client, "EXPLAIN SELECT total FROM sales WHERE total > 5").await;
     assert!(plan.iter().any(|line| line[0].as_deref().unwrap().contains("total")), "{plan:?}");
     assert!(!texts(&client, "EXPLAIN ANALYZE SELECT count(*) FROM sales").await.is_empty());
@@ -546,10 +551,12 @@ async fn psql_describes_the_catalog() {
         (r"\d kinds", vec!["timestamp with time zone", "numeric", "boolean"]),
         (r"\d+ sales", vec!["item_id", "bigint"]),
         (r"\dt+", vec!["sales", "what was sold"]),
+        (r"\dn+", vec!["public"]),
+        (r"\l+", vec!["viewledger"]),
         (r"\dn", vec!["public", "speed", "system"]),
         (r"\dv", vec![]),
         (r"\d", vec!["sales"]),
-        (r"\l", vec!["viewledger", "UTF8"]),
+        (r"\l", vec!["viewledger", "UTF-8"]),
         (r"\df", vec![]),
         (r"\du", vec![]),
         (r"\dm", vec![]),

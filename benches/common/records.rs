@@ -12,7 +12,6 @@ use viewledger::kafka::{RawBatch, RawRecord};
 use viewledger::position::{Offset, PartitionId};
 
 pub const STREAM: &str = "video_views";
-pub const TOPIC: &str = "video-views";
 pub const PARTITIONS: u32 = 12;
 
 /// 2026-11-01T00:00:00Z; one record each 100 microseconds from then on.

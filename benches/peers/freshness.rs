@@ -11,8 +11,9 @@ use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext};
 use viewledger::runtime::Shutdown;
 
+use crate::TOPIC;
 use crate::process::{Server, broker, program, quantile, setting, work_dir};
-use crate::records::{TOPIC, sql_dir};
+use crate::records::sql_dir;
 
 /// Time for the load to become steady.
 const WARM_UP: Duration = Duration::from_secs(10);

@@ -12,8 +12,9 @@ use viewledger::demo::load::{self, LoadConfig};
 use viewledger::kafka::consumer::client_config;
 use viewledger::runtime::Shutdown;
 
+use crate::TOPIC;
 use crate::process::{Server, broker, median, setting, work_dir};
-use crate::records::{PARTITIONS, TOPIC, profile};
+use crate::records::{PARTITIONS, profile};
 
 const VIEWS: [(&str, &str); 4] = [
     ("video_views", "total_views"),

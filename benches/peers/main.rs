@@ -8,6 +8,9 @@
 //! What they need and what they measure stands in `benches/README.md`.
 #![allow(clippy::unwrap_used, unreachable_pub, missing_debug_implementations)]
 
+/// The topic of the shipped profile.
+const TOPIC: &str = "video-views";
+
 mod fill;
 mod freshness;
 mod ingest;

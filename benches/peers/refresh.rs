@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -35,8 +34,13 @@ async fn measure() -> Result<()> {
     let data_dir = config.storage.data_dir.clone();
     eprintln!("opening; the first time this computes all views");
     let core = Core::open(config, Shutdown::default()).await?;
-    let archive =
-        core.cell.load().streams.get(STREAM).map(|stream| Arc::clone(&stream.archive)).context("no archive")?;
+    let archive = core
+        .cell
+        .load()
+        .streams
+        .get(STREAM)
+        .map(|stream| std::sync::Arc::clone(&stream.archive))
+        .context("no archive")?;
     let files: Vec<PathBuf> =
         archive.files_in(Kind::Event, Epoch(0)).map(|file| data_dir.join(file.path.as_ref())).collect();
 

@@ -80,6 +80,10 @@ impl Database for Merged {
         match self.refresher.refresh(&self.cell, full).await {
             Ok(generation) => Ok(generation.to_string()),
             Err(error @ batch::run::RefreshError::Fenced(_)) => Err(RefreshError::Refused(error.to_string())),
+            Err(error @ batch::run::RefreshError::Panicked) => {
+                self.health.poison("refresh", &error);
+                Err(RefreshError::Failed(error.to_string()))
+            }
             Err(error) => Err(RefreshError::Failed(crate::ingest::committer::chain(&error))),
         }
     }

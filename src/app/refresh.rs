@@ -123,7 +123,19 @@ impl Refresher {
 
     /// Makes the next generation up to the newest archive commits and publishes it to readers; `full` names views
     /// to compute from the whole archive.
+    ///
+    /// It is carried out to its end even if the caller stops waiting: a generation that is published, but that no
+    /// reader of this process was told of, would fence the next one.
     pub async fn refresh(
+        self: &Arc<Self>,
+        cell: &Arc<SnapshotCell>,
+        full: Vec<String>,
+    ) -> Result<GenerationId, RefreshError> {
+        let (me, cell) = (Arc::clone(self), Arc::clone(cell));
+        self.carry_out(async move { me.next_generation(&cell, full).await }).await
+    }
+
+    async fn next_generation(
         self: &Arc<Self>,
         cell: &SnapshotCell,
         full: Vec<String>,
@@ -196,8 +208,20 @@ impl Refresher {
             me.generations.publish(&next).await?;
             Ok(next)
         };
+        self.carry_out(work).await
+    }
+
+    /// Runs `work` on the threads for batch work.
+    async fn carry_out<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, RefreshError>> + Send + 'static,
+    ) -> Result<T, RefreshError> {
         let runtime = self.runtime.as_ref().ok_or(RefreshError::Cancelled)?;
-        runtime.spawn(work).await.unwrap_or(Err(RefreshError::Cancelled))
+        match runtime.spawn(work).await {
+            Ok(result) => result,
+            Err(ended) if ended.is_panic() => Err(RefreshError::Panicked),
+            Err(_) => Err(RefreshError::Cancelled),
+        }
     }
 
     /// Refreshes every `interval`, and whenever it is wanted, until shutdown.
@@ -214,6 +238,7 @@ impl Refresher {
                     health.poison("refresh", RefreshError::Fenced(generation));
                     self.shutdown.trigger();
                 }
+                Err(RefreshError::Panicked) => health.poison("refresh", RefreshError::Panicked),
                 // The old generation still answers, exactly; the next try may do better.
                 Err(error) => tracing::error!(error = crate::ingest::committer::chain(&error), "refresh failed"),
             }

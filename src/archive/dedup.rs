@@ -30,26 +30,22 @@ impl KeyIndex {
         self.keys.is_empty()
     }
 
+    /// Takes keys back whose record turned out not to count: a sound record with the same key still may.
+    pub fn remove(&mut self, column: &ArrayRef) -> Result<(), KeyTypeError> {
+        for key in keys(column)?.into_iter().flatten() {
+            if let Ok(found) = self.keys.find_entry(mix(&key), |other| *other == key) {
+                found.remove();
+            }
+        }
+        Ok(())
+    }
+
     /// Adds every key of `column`. True marks the rows whose key was not there before; of equal keys within the
     /// column the first is new. NULL is new always: it identifies nothing.
     pub fn insert(&mut self, column: &ArrayRef) -> Result<BooleanArray, KeyTypeError> {
         self.keys.reserve(column.len(), mix);
-        match column.data_type() {
-            DataType::Utf8 => Ok(self.insert_all(column.as_string::<i32>().iter().map(|v| v.map(text_key)))),
-            DataType::Utf8View => Ok(self.insert_all(column.as_string_view().iter().map(|v| v.map(text_key)))),
-            DataType::Int64 => {
-                Ok(self.insert_all(column.as_primitive::<Int64Type>().iter().map(|v| v.map(integer_key))))
-            }
-            DataType::Int32 => {
-                let keys = column.as_primitive::<Int32Type>().iter();
-                Ok(self.insert_all(keys.map(|v| v.map(|v| integer_key(i64::from(v))))))
-            }
-            other => Err(KeyTypeError(other.clone())),
-        }
-    }
-
-    fn insert_all(&mut self, keys: impl Iterator<Item = Option<u128>>) -> BooleanArray {
-        keys.map(|key| Some(key.is_none_or(|key| self.insert_one(key)))).collect()
+        let keys = keys(column)?;
+        Ok(keys.into_iter().map(|key| Some(key.is_none_or(|key| self.insert_one(key)))).collect())
     }
 
     fn insert_one(&mut self, key: u128) -> bool {
@@ -61,6 +57,18 @@ impl KeyIndex {
             }
         }
     }
+}
+
+fn keys(column: &ArrayRef) -> Result<Vec<Option<u128>>, KeyTypeError> {
+    Ok(match column.data_type() {
+        DataType::Utf8 => column.as_string::<i32>().iter().map(|v| v.map(text_key)).collect(),
+        DataType::Utf8View => column.as_string_view().iter().map(|v| v.map(text_key)).collect(),
+        DataType::Int64 => column.as_primitive::<Int64Type>().iter().map(|v| v.map(integer_key)).collect(),
+        DataType::Int32 => {
+            column.as_primitive::<Int32Type>().iter().map(|v| v.map(|v| integer_key(i64::from(v)))).collect()
+        }
+        other => return Err(KeyTypeError(other.clone())),
+    })
 }
 
 /// Keys are UUIDs or digests; time-ordered UUIDs still share their high bits, so fold and multiply.
@@ -110,6 +118,15 @@ mod tests {
         assert_eq!(index.len(), 3);
         let mut index = KeyIndex::default();
         assert_eq!(insert(&mut index, Int64Array::from(vec![1, 2, 1])), [true, true, false]);
+    }
+
+    #[test]
+    fn a_key_that_is_taken_back_is_new_again() {
+        let mut index = KeyIndex::default();
+        assert_eq!(insert(&mut index, StringArray::from(vec!["a", "b"])), [true, true]);
+        let taken: ArrayRef = Arc::new(StringArray::from(vec![Some("a"), Some("never seen"), None]));
+        index.remove(&taken).unwrap();
+        assert_eq!(insert(&mut index, StringArray::from(vec!["a", "b"])), [true, false]);
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub enum RefreshError {
     Fenced(GenerationId),
     #[error("the process is ending")]
     Cancelled,
+    #[error("the refresh panicked: an invariant does not hold; the log says which")]
+    Panicked,
 }
 
 /// Told while a refresh runs.

@@ -19,14 +19,13 @@
 //! | `<dir>/transactions.json`, `groups.json` | producer ids and open transactions; committed group offsets |
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fs4::fs_std::FileExt;
 use kafka_protocol::ResponseError;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -268,9 +267,9 @@ fn lock(data_dir: &Path) -> Result<File, BrokerError> {
     fs::create_dir_all(data_dir).map_err(DiskError::io("create", data_dir))?;
     let path = data_dir.join("broker.lock");
     let file = File::create(&path).map_err(DiskError::io("create", &path))?;
-    match file.try_lock_exclusive() {
-        Ok(true) => Ok(file),
-        Ok(false) => Err(BrokerError::InUse(data_dir.to_owned())),
-        Err(error) => Err(DiskError::io("lock", &path)(error).into()),
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(BrokerError::InUse(data_dir.to_owned())),
+        Err(TryLockError::Error(error)) => Err(DiskError::io("lock", &path)(error).into()),
     }
 }

@@ -46,7 +46,9 @@ impl ColumnType {
             Self::Int32 | Self::Int64 => "a whole number in range",
             Self::Float64 => "a number",
             Self::Decimal { .. } => "a decimal number that fits without rounding",
-            Self::Timestamp => "an ISO-8601 instant with an offset, such as 2026-01-31T12:00:00Z",
+            Self::Timestamp => {
+                "an ISO-8601 instant with an offset (years 1678 to 2261), such as 2026-01-31T12:00:00Z"
+            }
             Self::Date => "an ISO-8601 date, such as 2026-01-31",
             Self::List(_) => "an array",
             Self::Struct(_) => "an object",
@@ -133,7 +135,11 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
             ColumnType::Text => Some(Slot::Text(Cow::Owned(value.to_owned()))),
             ColumnType::Uuid => Uuid::try_parse(value).ok().map(Slot::Uuid),
             ColumnType::Timestamp => {
-                chrono::DateTime::parse_from_rfc3339(value).ok().map(|at| Slot::Micros(at.timestamp_micros()))
+                // SQL compares instants in nanoseconds at times: others would fail in a query, long after.
+                chrono::DateTime::parse_from_rfc3339(value)
+                    .ok()
+                    .filter(|at| at.timestamp_nanos_opt().is_some())
+                    .map(|at| Slot::Micros(at.timestamp_micros()))
             }
             ColumnType::Date => value.parse::<chrono::NaiveDate>().ok().map(|date| {
                 let days = date.signed_duration_since(chrono::NaiveDate::default()).num_days();

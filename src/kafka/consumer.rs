@@ -11,9 +11,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -24,7 +26,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{ClientConfig, Message, TopicPartitionList};
 
 use super::decode::Decoder;
-use super::status::IntakeStatus;
+use super::status::{IntakeStatus, Witness};
 use super::topics::{Judgement, TopicError, TopicReader, judge};
 use super::{Decoded, RawBatch, RawRecord, Sink, Source};
 use crate::config;
@@ -37,6 +39,8 @@ const POLL: Duration = Duration::from_millis(10);
 const TURN: usize = 256;
 /// How often positions are compared when nothing arrives: control records move them without a record.
 const POSITION_INTERVAL: Duration = Duration::from_millis(500);
+/// How often a busy loop looks around.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What the pipeline needs beside its settings.
 #[derive(Debug, Clone)]
@@ -71,8 +75,12 @@ impl Intake {
     ) -> Result<Intake, ConsumerError> {
         let client = client_config(kafka);
         let setup = |source| ConsumerError { source };
-        let consumer =
-            client.create_with_context(Context { status: around.status.clone(), sources: names(&sources) });
+        let ids = Arc::<TopicIds>::default();
+        let consumer = client.create_with_context(Context {
+            status: around.status.clone(),
+            sources: names(&sources),
+            ids: Arc::clone(&ids),
+        });
         let consumer: BaseConsumer<Context> = consumer.map_err(setup)?;
         let reader = TopicReader::new(&client).map_err(setup)?;
 
@@ -89,6 +97,7 @@ impl Intake {
             sources: sources.clone(),
             interval: kafka.metadata_interval,
             known: vec![BTreeMap::new(); sources.len()],
+            lost: vec![BTreeMap::new(); sources.len()],
             events,
         };
         let poll = PollLoop {
@@ -96,12 +105,15 @@ impl Intake {
             sources,
             batches: Vec::new(),
             next: BTreeMap::new(),
+            left: BTreeMap::new(),
             identities: BTreeMap::new(),
+            ids,
             out: raw,
             recheck,
             batch_rows_max: ingest.micro_batch_rows_max,
             batch_interval: ingest.micro_batch_interval,
             position_checked: Instant::now(),
+            looked: Instant::now(),
         };
         let health = &around.health;
         let threads = vec![
@@ -161,18 +173,60 @@ pub fn client_config(kafka: &config::Kafka) -> ClientConfig {
         .set("enable.auto.offset.store", "false")
         .set("check.crcs", "true")
         .set("statistics.interval.ms", "1000")
-        .set_log_level(RDKafkaLogLevel::Warning);
+        .set_log_level(RDKafkaLogLevel::Debug);
+    // Tells of topics that were created anew; see `TopicIds`.
+    let debug = client.get("debug").map_or_else(|| "metadata".to_owned(), |asked| format!("{asked},metadata"));
+    client.set("debug", debug);
     client
 }
 
-/// Receives librdkafka's statistics and errors.
+/// By topic the id under which the consumer fetches it now.
+///
+/// librdkafka follows a name: when a topic is deleted and created anew it goes on fetching at the old offset, from the
+/// new log, and says so nowhere but in its debug log. It logs on the thread that changes the id and before it does,
+/// so every record of the new log is polled after `changed` was set.
+#[derive(Debug, Default)]
+struct TopicIds {
+    changed: AtomicBool,
+    latest: Mutex<BTreeMap<String, String>>,
+}
+
+impl TopicIds {
+    fn heard(&self, message: &str) {
+        if let Some((topic, id)) = changed_id(message) {
+            self.latest.lock().insert(topic.to_owned(), id.to_owned());
+            self.changed.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// Topic and new id, from librdkafka's "Topic x changed id from a to b".
+fn changed_id(message: &str) -> Option<(&str, &str)> {
+    let (_, message) = message.split_once("Topic ")?;
+    let (topic, ids) = message.split_once(" changed id from ")?;
+    let (_, id) = ids.rsplit_once(" to ")?;
+    Some((topic, id.trim()))
+}
+
+/// Receives librdkafka's statistics, errors and log.
 struct Context {
     status: IntakeStatus,
     /// Topic to stream.
     sources: BTreeMap<String, String>,
+    ids: Arc<TopicIds>,
 }
 
 impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        self.ids.heard(message);
+        match level {
+            RDKafkaLogLevel::Debug | RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
+                tracing::trace!(facility, message, "kafka client");
+            }
+            _ => tracing::warn!(facility, message, "kafka client"),
+        }
+    }
+
     fn stats(&self, statistics: Statistics) {
         for (topic, facts) in &statistics.topics {
             let Some(stream) = self.sources.get(topic) else { continue };
@@ -183,13 +237,15 @@ impl ClientContext for Context {
         let mut brokers = statistics.brokers.values().filter(|b| b.nodeid >= 0).peekable();
         if brokers.peek().is_some() {
             let any_up = brokers.any(|b| b.state == "UP");
-            self.status.unreachable((!any_up).then(|| "no broker is connected".to_owned()));
+            self.status.unreachable(Witness::Connections, (!any_up).then(|| "no broker is connected".to_owned()));
         }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::AllBrokersDown) => self.status.unreachable(Some(reason.to_owned())),
+            Some(RDKafkaErrorCode::AllBrokersDown) => {
+                self.status.unreachable(Witness::Connections, Some(reason.to_owned()))
+            }
             _ => tracing::warn!(%error, reason, "kafka client"),
         }
     }
@@ -203,19 +259,30 @@ enum TopicEvent {
     Stop { source: usize, partitions: Vec<PartitionId> },
 }
 
+/// How a look at a topic ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Read,
+    Missing,
+    NoAnswer,
+}
+
 struct TopicWatch {
     reader: TopicReader,
     sources: Vec<Source>,
     interval: Duration,
     /// Per source the partitions handed to the poll loop, with their first position.
     known: Vec<BTreeMap<PartitionId, Offset>>,
+    /// Per source the partitions whose log ended before what was read of them. What is written there afterwards
+    /// stands at offsets that are counted already, so they stay halted, however long the log grows again.
+    lost: Vec<BTreeMap<PartitionId, String>>,
     events: Sender<TopicEvent>,
 }
 
 impl TopicWatch {
     fn run(mut self, rechecks: &Receiver<()>, around: &Surroundings) {
         while !around.shutdown.is_triggered() {
-            let complete = (0..self.sources.len()).map(|i| self.look(i, &around.status)).fold(true, |a, b| a & b);
+            let complete = self.look_at_all(around);
             // Until all topics are found, look often: a newcomer creates them while we wait.
             let wait = if complete { self.interval } else { Duration::from_millis(500) };
             let until = Instant::now() + wait;
@@ -229,47 +296,74 @@ impl TopicWatch {
         }
     }
 
-    /// Looks at one topic; false when it could not be read.
-    fn look(&mut self, source: usize, status: &IntakeStatus) -> bool {
-        let (Some(known), Some(entry)) = (self.known.get_mut(source), self.sources.get_mut(source)) else {
-            return true;
+    /// True when every topic could be read. Each question that gets no answer takes seconds: so the first is enough.
+    fn look_at_all(&mut self, around: &Surroundings) -> bool {
+        let mut complete = true;
+        for source in 0..self.sources.len() {
+            if around.shutdown.is_triggered() {
+                return false;
+            }
+            match self.look(source, &around.status) {
+                Look::Read => {}
+                Look::Missing => complete = false,
+                Look::NoAnswer => return false,
+            }
+        }
+        complete
+    }
+
+    fn look(&mut self, source: usize, status: &IntakeStatus) -> Look {
+        let (Some(known), Some(lost), Some(entry)) =
+            (self.known.get_mut(source), self.lost.get_mut(source), self.sources.get_mut(source))
+        else {
+            return Look::Read;
         };
         let stream = entry.stream.name.as_str();
         // Taken before the brokers are asked: what was reached by then must lie within what they answer.
         let mut reached = entry.frontier.clone();
         for (partition, seen) in status.partitions().get(stream).into_iter().flatten() {
-            if known.contains_key(partition) {
-                reached.next.insert(*partition, seen.position);
-            }
+            reached.next.insert(*partition, seen.position);
         }
         let facts = match self.reader.facts(&entry.stream.topic) {
             Ok(facts) => facts,
             Err(TopicError::Missing(reason)) => {
+                status.unreachable(Witness::Answers, None);
                 status.stream(stream, Some(reason));
-                return false;
+                return Look::Missing;
             }
             Err(error) => {
-                status.unreachable(Some(error.to_string()));
-                return false;
+                status.unreachable(Witness::Answers, Some(error.to_string()));
+                return Look::NoAnswer;
             }
         };
+        status.unreachable(Witness::Answers, None);
         match judge(&reached, &facts) {
             Judgement::Refuse(reason) => {
                 status.stream(stream, Some(reason));
-                let partitions = std::mem::take(known).into_keys().collect();
-                // A send fails only when the poll loop has ended with the process.
-                let _ = self.events.send(TopicEvent::Stop { source, partitions });
+                let partitions: Vec<_> = std::mem::take(known).into_keys().collect();
+                if !partitions.is_empty() {
+                    // A send fails only when the poll loop has ended with the process.
+                    let _ = self.events.send(TopicEvent::Stop { source, partitions });
+                }
             }
             Judgement::Read { start, halt } => {
                 status.stream(stream, None);
                 entry.frontier.topic.get_or_insert_with(|| facts.identity.clone());
-                for (partition, reason) in halt {
+                for (partition, reason) in &halt {
+                    if facts.partitions.get(partition).is_none_or(|(_, end)| *end < reached.position(*partition)) {
+                        lost.entry(*partition).or_insert_with(|| reason.clone());
+                    }
+                }
+                for (partition, reason) in
+                    halt.into_iter().filter(|(p, _)| !lost.contains_key(p)).chain(lost.clone())
+                {
                     status.halt(stream, partition, reached.position(partition), reason);
                     if known.remove(&partition).is_some() {
                         let _ = self.events.send(TopicEvent::Stop { source, partitions: vec![partition] });
                     }
                 }
-                let fresh: BTreeMap<_, _> = start.into_iter().filter(|(p, _)| !known.contains_key(p)).collect();
+                let fresh: BTreeMap<_, _> =
+                    start.into_iter().filter(|(p, _)| !known.contains_key(p) && !lost.contains_key(p)).collect();
                 for (partition, position) in &fresh {
                     let end = facts.partitions.get(partition).map_or(*position, |(_, end)| *end);
                     status.reading(stream, *partition, *position, end);
@@ -280,7 +374,7 @@ impl TopicWatch {
                 }
             }
         }
-        true
+        Look::Read
     }
 }
 
@@ -291,12 +385,16 @@ struct PollLoop {
     batches: Vec<(RawBatch, Instant)>,
     /// The next offset expected per source and partition.
     next: BTreeMap<(usize, PartitionId), Offset>,
+    /// Where partitions stood when they were stopped: nothing before it is read again.
+    left: BTreeMap<(usize, PartitionId), Offset>,
     identities: BTreeMap<usize, TopicIdentity>,
+    ids: Arc<TopicIds>,
     out: SyncSender<RawBatch>,
     recheck: SyncSender<()>,
     batch_rows_max: usize,
     batch_interval: Duration,
     position_checked: Instant,
+    looked: Instant,
 }
 
 /// The next stage has ended; so must this one.
@@ -339,6 +437,12 @@ impl PollLoop {
                 Ok(Polled::Nothing)
             }
             Some(Ok(message)) => {
+                if self.ids.changed.load(Ordering::Acquire) {
+                    for source in self.recreated(status) {
+                        let left = self.next.extract_if(.., |(of, _), _| *of == source);
+                        self.left.extend(left);
+                    }
+                }
                 let Some(source) = self.sources.iter().position(|s| s.stream.topic == message.topic()) else {
                     return Ok(Polled::Record);
                 };
@@ -354,10 +458,16 @@ impl PollLoop {
                     *since = Instant::now();
                 }
                 record.add_to(batch);
-                let full = batch.records.len() >= self.batch_rows_max;
-                let look = batch.records.len() % 256 == 0 && since.elapsed() >= self.batch_interval;
-                if full || look {
+                let rows = batch.records.len();
+                if rows >= self.batch_rows_max {
                     self.flush(source, status)?;
+                }
+                // The clock is asked once for many records.
+                if rows % 256 == 0 && self.looked.elapsed() >= LOOK_INTERVAL {
+                    self.looked = Instant::now();
+                    // A stream that is busy must not keep the others waiting.
+                    self.compare_positions();
+                    self.flush_due(status)?;
                 }
                 Ok(Polled::Record)
             }
@@ -375,15 +485,24 @@ impl PollLoop {
             }
         };
         let Some(stream) = self.sources.get(source).map(|s| Arc::clone(&s.stream)) else { return };
+        self.ids.changed.store(true, Ordering::Release);
         let mut assignment = TopicPartitionList::new();
         for (partition, start) in &list {
+            let key = (source, *partition);
+            let start = start.map(|start| self.left.remove(&key).map_or(start, |left| start.max(left)));
             let offset = start.map_or(rdkafka::Offset::Invalid, |o| rdkafka::Offset::Offset(o.0));
             // Fails only for offsets below zero, which a frontier never holds.
             let _ = assignment.add_partition_offset(&stream.topic, partition.0, offset);
             match start {
-                Some(start) => self.next.insert((source, *partition), *start),
-                None => self.next.remove(&(source, *partition)),
-            };
+                Some(start) => {
+                    self.next.insert(key, start);
+                }
+                None => {
+                    if let Some(reached) = self.next.remove(&key) {
+                        self.left.insert(key, reached);
+                    }
+                }
+            }
         }
         let result = match adds {
             true => self.consumer.incremental_assign(&assignment),
@@ -407,15 +526,37 @@ impl PollLoop {
         }
     }
 
+    /// Sources whose topic is not the one we were told to read any more; the watch finds out the same and says more.
+    fn recreated(&self, status: &IntakeStatus) -> Vec<usize> {
+        self.ids.changed.store(false, Ordering::Release);
+        let latest = self.ids.latest.lock();
+        let mut recreated = Vec::new();
+        for (source, entry) in self.sources.iter().enumerate() {
+            let (Some(now), Some(told)) = (latest.get(&entry.stream.topic), self.identities.get(&source)) else {
+                continue;
+            };
+            if *now != told.topic_id && self.next.keys().any(|(of, _)| *of == source) {
+                status.stream(&entry.stream.name, Some("the topic was created anew; looking at it".into()));
+                let _ = self.recheck.try_send(());
+                recreated.push(source);
+            }
+        }
+        recreated
+    }
+
     fn failed(&mut self, error: &KafkaError, status: &IntakeStatus) {
         match error.rdkafka_error_code() {
             // The watch finds out which partition it is, and stops it by name.
-            Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => {
+            Some(
+                RDKafkaErrorCode::AutoOffsetReset
+                | RDKafkaErrorCode::OffsetOutOfRange
+                | RDKafkaErrorCode::LogTruncation,
+            ) => {
                 tracing::error!(%error, "an offset is out of range; looking at all partitions");
                 let _ = self.recheck.try_send(());
             }
             Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure) => {
-                status.unreachable(Some(error.to_string()));
+                status.unreachable(Witness::Connections, Some(error.to_string()));
             }
             _ => tracing::warn!(%error, "kafka poll"),
         }
@@ -540,15 +681,11 @@ fn decode_loop(
                 }
             }
             Err(error) => {
-                around.health.poison("decode", format!("{error}: {}", source_text(&error)));
+                around.health.poison("decode", error);
                 return;
             }
         }
     }
-}
-
-fn source_text(error: &dyn std::error::Error) -> String {
-    error.source().map(ToString::to_string).unwrap_or_default()
 }
 
 fn sink_loop(mut sink: Box<dyn Sink>, input: &Receiver<Decoded>, around: &Surroundings) {
@@ -564,5 +701,17 @@ fn sink_loop(mut sink: Box<dyn Sink>, input: &Receiver<Decoded>, around: &Surrou
             }
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_tells_the_new_id_of_a_topic() {
+        let message = "[thrd:main]: Topic clicks changed id from AAAAAAAAAAAAAAAAAAAAAA to 4bGx3-q1TQ2W";
+        assert_eq!(changed_id(message), Some(("clicks", "4bGx3-q1TQ2W")));
+        assert_eq!(changed_id("[thrd:main]: Topic clicks partition 0 Leader 1 Epoch 0"), None);
     }
 }

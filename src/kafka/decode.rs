@@ -29,14 +29,16 @@ pub struct Decoder {
     quarantine: SchemaRef,
 }
 
-/// A check that cannot be evaluated is a fault of the DDL, not of a record.
+/// A check that is not a condition is a fault of the DDL, not of a record.
 #[derive(Debug, thiserror::Error)]
-#[error("stream {stream}: cannot evaluate check {check}")]
+#[error("stream {stream}: check {check} is neither true nor false")]
 pub struct DecodeError {
     stream: String,
     check: String,
-    #[source]
-    source: DataFusionError,
+}
+
+fn fails(check: &CompiledCheck) -> String {
+    format!("check {} fails: {}", check.name, check.sql)
 }
 
 impl Decoder {
@@ -117,20 +119,22 @@ impl Decoder {
     ) -> Result<(), DecodeError> {
         let mut keep = vec![true; accepted.len()];
         for check in &self.checks {
-            let failed =
-                |source| DecodeError { stream: self.stream.name.clone(), check: check.name.clone(), source };
-            let value = check.expr.evaluate(records).map_err(failed)?;
-            let value = value.into_array(records.num_rows()).map_err(failed)?;
-            let Some(passes) = value.as_any().downcast_ref::<BooleanArray>() else {
-                return Err(failed(DataFusionError::Execution("the check is not boolean".into())));
-            };
-            if passes.true_count() + passes.null_count() == passes.len() {
+            let verdicts = self.verdicts(check, records)?;
+            if verdicts.as_ref().is_ok_and(|passes| passes.true_count() + passes.null_count() == passes.len()) {
                 continue;
             }
-            for (row, (keep, record)) in keep.iter_mut().zip(accepted).enumerate() {
-                if *keep && passes.is_valid(row) && !passes.value(row) {
+            for (row, (keep, record)) in keep.iter_mut().zip(accepted).enumerate().filter(|(_, (keep, _))| **keep) {
+                let refused = match &verdicts {
+                    Ok(passes) => (passes.is_valid(row) && !passes.value(row)).then(|| fails(check)),
+                    // An expression can fail on a value, such as a division by zero: one record must not stop others.
+                    Err(_) => match self.verdicts(check, &records.slice(row, 1))? {
+                        Ok(passes) => (passes.is_valid(0) && !passes.value(0)).then(|| fails(check)),
+                        Err(error) => Some(format!("check {} cannot be evaluated: {error}", check.name)),
+                    },
+                };
+                if let Some(reason) = refused {
                     *keep = false;
-                    rejected.push((record, format!("check {} fails: {}", check.name, check.sql)));
+                    rejected.push((record, reason));
                 }
             }
         }
@@ -139,6 +143,23 @@ impl Decoder {
                 filter_record_batch(records, &BooleanArray::from(keep)).expect("the mask has one value a row");
         }
         Ok(())
+    }
+
+    /// Whether each record passes; or why the expression fails on one of them.
+    fn verdicts(
+        &self,
+        check: &CompiledCheck,
+        records: &RecordBatch,
+    ) -> Result<Result<BooleanArray, DataFusionError>, DecodeError> {
+        let value = check.expr.evaluate(records).and_then(|value| value.into_array(records.num_rows()));
+        let value = match value {
+            Ok(value) => value,
+            Err(error) => return Ok(Err(error)),
+        };
+        match value.as_any().downcast_ref::<BooleanArray>() {
+            Some(passes) => Ok(Ok(passes.clone())),
+            None => Err(DecodeError { stream: self.stream.name.clone(), check: check.name.clone() }),
+        }
     }
 
     fn coordinates(&self, records: &[&RawRecord], now: Micros) -> Vec<ArrayRef> {

@@ -24,7 +24,17 @@ struct Inner {
     partitions: BTreeMap<String, BTreeMap<PartitionId, PartitionStatus>>,
     /// By stream name: why a whole stream is not read.
     streams: BTreeMap<String, String>,
-    unreachable: Option<String>,
+    unreachable: BTreeMap<Witness, String>,
+}
+
+/// Who says whether brokers can be reached. Each takes back only what it said itself: a connection may stand
+/// while nothing is answered on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Witness {
+    /// The client's connections.
+    Connections,
+    /// Answers to questions about topics.
+    Answers,
 }
 
 /// The shared state; cloning shares it.
@@ -32,14 +42,25 @@ struct Inner {
 pub struct IntakeStatus(Arc<RwLock<Inner>>);
 
 impl IntakeStatus {
+    /// By stream; a partition is halted too when its stream or all brokers are.
     pub fn partitions(&self) -> BTreeMap<String, BTreeMap<PartitionId, PartitionStatus>> {
-        self.0.read().partitions.clone()
+        let inner = self.0.read();
+        let mut known = inner.partitions.clone();
+        for (stream, partitions) in &mut known {
+            let Some(reason) = inner.streams.get(stream).or_else(|| inner.unreachable.values().next()) else {
+                continue;
+            };
+            for status in partitions.values_mut() {
+                status.halted.get_or_insert_with(|| reason.clone());
+            }
+        }
+        known
     }
 
     /// Everything that keeps intake from being complete, one sentence each.
     pub fn complaints(&self) -> Vec<String> {
         let inner = self.0.read();
-        let mut complaints: Vec<String> = inner.unreachable.iter().cloned().collect();
+        let mut complaints: Vec<String> = inner.unreachable.values().take(1).cloned().collect();
         complaints.extend(inner.streams.iter().map(|(stream, reason)| format!("stream {stream}: {reason}")));
         for (stream, partitions) in &inner.partitions {
             let halted = partitions.iter().filter_map(|(id, status)| Some((id, status.halted.as_ref()?)));
@@ -85,15 +106,22 @@ impl IntakeStatus {
         }
     }
 
-    /// Sets or clears the reason why no broker can be reached.
-    pub(super) fn unreachable(&self, reason: Option<String>) {
+    /// Sets or clears what `witness` says about why no broker can be reached.
+    pub(super) fn unreachable(&self, witness: Witness, reason: Option<String>) {
         let mut inner = self.0.write();
-        match (&inner.unreachable, &reason) {
-            (None, Some(reason)) => tracing::warn!(%reason, "kafka cannot be reached; reads go on"),
-            (Some(_), None) => tracing::info!("kafka is reachable again"),
-            _ => {}
+        let before = !inner.unreachable.is_empty();
+        match reason {
+            Some(reason) => {
+                if !before {
+                    tracing::warn!(%reason, "kafka cannot be reached; reads go on");
+                }
+                inner.unreachable.insert(witness, reason);
+            }
+            None => drop(inner.unreachable.remove(&witness)),
         }
-        inner.unreachable = reason;
+        if before && inner.unreachable.is_empty() {
+            tracing::info!("kafka is reachable again");
+        }
     }
 
     fn update(&self, stream: &str, partition: PartitionId, change: impl FnOnce(&mut PartitionStatus)) {

@@ -6,6 +6,8 @@
 mod dialect;
 pub mod functions;
 mod guard;
+mod names;
+mod psql;
 mod run;
 mod settings;
 pub mod statement;
@@ -358,10 +360,22 @@ fn show_schema(name: Option<&str>) -> SchemaRef {
 /// What the client sees of a query's own schema.
 fn shown_schema(query: &Query, schema: SchemaRef) -> SchemaRef {
     if query.tag == "EXPLAIN" {
-        Arc::new(Schema::new(vec![Field::new("QUERY PLAN", DataType::Utf8, false)]))
-    } else {
-        schema
+        return Arc::new(Schema::new(vec![Field::new("QUERY PLAN", DataType::Utf8, false)]));
     }
+    let names = names::shown_names(&query.ast);
+    if names.len() != schema.fields().len() || names.iter().all(Option::is_none) {
+        return schema;
+    }
+    let fields: Vec<Field> = schema
+        .fields()
+        .iter()
+        .zip(names)
+        .map(|(field, name)| match name {
+            Some(name) => field.as_ref().clone().with_name(name),
+            None => field.as_ref().clone(),
+        })
+        .collect();
+    Arc::new(Schema::new(fields))
 }
 
 /// A row for each line of a plan, as PostgreSQL shows plans.

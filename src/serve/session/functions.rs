@@ -74,6 +74,7 @@ pub fn register_fixed(context: &SessionContext) {
         "pg_operator_is_visible",
         "pg_opclass_is_visible",
         "pg_collation_is_visible",
+        "pg_conversion_is_visible",
         "pg_ts_config_is_visible",
         "has_function_privilege",
         "has_column_privilege",
@@ -82,6 +83,18 @@ pub fn register_fixed(context: &SessionContext) {
         "pg_has_role",
     ] {
         register(Function::flag(name, |_| Ok(Some(true))));
+    }
+    for name in [
+        "pg_table_size",
+        "pg_indexes_size",
+        "pg_database_size",
+        "pg_tablespace_size",
+        "pg_char_to_encoding",
+        "to_regnamespace",
+        "to_regproc",
+        "to_regrole",
+    ] {
+        register(Function::number(name, |_| Ok(None)));
     }
     register(Function::flag("pg_advisory_unlock", |_| Ok(Some(false))));
     register(Function::text("pg_advisory_unlock_all", |_| Ok(Some(String::new()))));

@@ -21,6 +21,7 @@ use datafusion_pg_catalog::sql::rules::{
 };
 
 use super::dialect::Postgres;
+use super::psql::without_unknowns;
 use crate::serve::Limits;
 use crate::serve::RefreshScope;
 use crate::serve::error::{QueryError, SqlState, character, syntax};
@@ -210,7 +211,7 @@ impl StatementParser {
             let part = sql.get(range).unwrap_or(sql);
             let mut statements = self.compatibility.parse(part).map_err(|error| syntax(part, &error))?;
             match (statements.pop(), statements.is_empty()) {
-                (Some(statement), true) => statement,
+                (Some(statement), true) => without_unknowns(statement),
                 _ => return Err(QueryError::new(SqlState::SYNTAX, "syntax error: expected one statement")),
             }
         } else {
@@ -590,7 +591,7 @@ mod tests {
             "EXPLAIN ANALYZE INSERT INTO t VALUES (1)",
             "ALTER TABLE t ADD c int",
             "DO $$ x $$",
-            "SELECT 1 FOR UPDATE",
+            "SELECT a FROM t FOR UPDATE",
         ] {
             assert_eq!(state(sql), "42501", "{sql}");
         }

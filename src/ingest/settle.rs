@@ -1,0 +1,106 @@
+//! What a micro-batch adds to every view; a record with which a view can not be computed is set aside.
+//!
+//! An expression of a view may fail on a value that no rule forbids, such as a division by zero. Such a record must
+//! neither stop the stream for good nor be counted in one view and not in another: it goes to quarantine, with the
+//! view and the reason, before anything of it is counted or archived.
+
+use std::sync::Arc;
+
+use datafusion::arrow::array::{ArrayRef, BooleanArray, RecordBatch, StringArray};
+use datafusion::arrow::compute::{concat_batches, filter_record_batch};
+use datafusion::arrow::datatypes::{DataType, Field, Schema};
+use datafusion::arrow::error::ArrowError;
+
+use crate::batch::run::ViewInput;
+use crate::catalog::stream::{REASON, quarantine_schema};
+use crate::delta::fold::{self, FoldError};
+use crate::engine::Engine;
+use crate::storage::scan::fitted_columns;
+
+/// A micro-batch after every view took it.
+#[derive(Debug)]
+pub(super) struct Settled {
+    /// The records that count.
+    pub events: RecordBatch,
+    /// By view, their partial states.
+    pub states: Vec<(String, RecordBatch)>,
+    /// Records that a view cannot be computed with: the columns of a record, and the reason.
+    pub failed: Option<RecordBatch>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SettleError {
+    #[error(transparent)]
+    Fold(#[from] FoldError),
+    #[error(transparent)]
+    Arrow(#[from] ArrowError),
+}
+
+/// Computes the states of `views` over `events`, without the records for which that fails.
+pub(super) async fn settle(
+    engine: &Engine,
+    views: &[ViewInput],
+    events: RecordBatch,
+) -> Result<Settled, SettleError> {
+    match states(engine, views, &events).await {
+        Ok(states) => Ok(Settled { events, states, failed: None }),
+        Err(_) => {
+            let reasons = failing(engine, views, &events).await;
+            let keep: BooleanArray = reasons.iter().map(|reason| Some(reason.is_none())).collect();
+            let good = filter_record_batch(&events, &keep)?;
+            // When no single record is to blame (a sum that overflows), the error stays one.
+            let states = states(engine, views, &good).await?;
+            let failed = with_reasons(&events, &reasons)?;
+            Ok(Settled { events: good, states, failed: Some(failed) })
+        }
+    }
+}
+
+/// `rejects` with `failed` behind them, in the columns of quarantine.
+pub(super) fn add_rejects(rejects: &RecordBatch, failed: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let schema = quarantine_schema();
+    let fitted = RecordBatch::try_new(Arc::clone(&schema), fitted_columns(&schema, failed))?;
+    concat_batches(&schema, [rejects, &fitted])
+}
+
+async fn states(
+    engine: &Engine,
+    views: &[ViewInput],
+    events: &RecordBatch,
+) -> Result<Vec<(String, RecordBatch)>, FoldError> {
+    let mut all = Vec::with_capacity(views.len());
+    if events.num_rows() > 0 {
+        for ViewInput { view, .. } in views {
+            all.push((view.name().to_owned(), fold::states(engine, view, events).await?));
+        }
+    }
+    Ok(all)
+}
+
+/// Per record why it fails on its own, found by halving: few records fail, and each costs a few computations.
+async fn failing(engine: &Engine, views: &[ViewInput], events: &RecordBatch) -> Vec<Option<String>> {
+    let mut reasons = vec![None; events.num_rows()];
+    let mut open = vec![(0, events.num_rows())];
+    while let Some((start, rows)) = open.pop() {
+        let Err(error) = states(engine, views, &events.slice(start, rows)).await else { continue };
+        if rows > 1 {
+            let half = rows / 2;
+            open.push((start, half));
+            open.push((start + half, rows - half));
+        } else if let Some(reason) = reasons.get_mut(start) {
+            *reason = Some(error.to_string());
+        }
+    }
+    reasons
+}
+
+fn with_reasons(events: &RecordBatch, reasons: &[Option<String>]) -> Result<RecordBatch, ArrowError> {
+    let fails: BooleanArray = reasons.iter().map(|reason| Some(reason.is_some())).collect();
+    let records = filter_record_batch(events, &fails)?;
+    let reasons: ArrayRef =
+        Arc::new(reasons.iter().flatten().map(|reason| Some(reason.as_str())).collect::<StringArray>());
+    let mut fields: Vec<_> = records.schema().fields().iter().cloned().collect();
+    fields.push(Arc::new(Field::new(REASON, DataType::Utf8, true)));
+    let columns = records.columns().iter().cloned().chain([reasons]).collect();
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+}

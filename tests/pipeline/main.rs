@@ -1,0 +1,17 @@
+//! The pipeline as a whole, from a record in Kafka to an answer over Postgres wire, on good and on bad days.
+//!
+//! Every scenario starts the embedded broker and the real server on directories of its own, writes records with the
+//! usual client, and asks in SQL until the answer is right or a deadline passes. Nothing waits for a fixed time.
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod brokers;
+mod definitions;
+mod disk;
+mod kafka;
+mod partitions;
+mod processes;
+mod random;
+mod records;
+mod refreshes;
+mod server;
+mod world;
