@@ -122,3 +122,15 @@ where
         })
         .expect("the system refuses a new thread only when it is out of resources")
 }
+
+/// An error with all its causes, for the one place where it is handled.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

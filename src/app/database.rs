@@ -84,7 +84,7 @@ impl Database for Merged {
                 self.health.poison("refresh", &error);
                 Err(RefreshError::Failed(error.to_string()))
             }
-            Err(error) => Err(RefreshError::Failed(crate::ingest::committer::chain(&error))),
+            Err(error) => Err(RefreshError::Failed(crate::runtime::chain(&error))),
         }
     }
 

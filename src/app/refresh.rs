@@ -240,7 +240,7 @@ impl Refresher {
                 }
                 Err(RefreshError::Panicked) => health.poison("refresh", RefreshError::Panicked),
                 // The old generation still answers, exactly; the next try may do better.
-                Err(error) => tracing::error!(error = crate::ingest::committer::chain(&error), "refresh failed"),
+                Err(error) => tracing::error!(error = crate::runtime::chain(&error), "refresh failed"),
             }
         }
     }

@@ -80,7 +80,7 @@ async fn demo(mut config: Config, args: &Args) -> anyhow::Result<()> {
     let stop = shutdown.clone();
     let generator = spawn_thread("load", &health, move || {
         if let Err(error) = load::run(&load, &stop, |_| {}) {
-            tracing::error!(error = crate::ingest::committer::chain(&error), "the load has ended");
+            tracing::error!(error = crate::runtime::chain(&error), "the load has ended");
         }
     });
     let brokers = broker.bootstrap();

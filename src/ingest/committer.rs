@@ -12,7 +12,7 @@ use crate::archive::{Archive, ArchiveError, ArchiveSnapshot, Kind};
 use crate::merge::snapshot::SnapshotCell;
 use crate::metrics::{Metrics, StreamLabel, StreamOutcomeLabels, WorkOutcome};
 use crate::position::StreamFrontier;
-use crate::runtime::{Health, Shutdown};
+use crate::runtime::{Health, Shutdown, chain};
 
 /// What the committer is told, in order.
 #[derive(Debug)]
@@ -110,16 +110,4 @@ impl Committer {
         let labels = StreamOutcomeLabels { stream: self.stream.clone(), outcome };
         self.metrics.archive_commits.get_or_create(&labels).inc();
     }
-}
-
-/// An error with all its causes, for the one place where it is handled.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
