@@ -146,6 +146,8 @@ fn session_config(config: &EngineConfig) -> SessionConfig {
     options.sql_parser.dialect = Dialect::PostgreSQL;
     // Else 0.06 is a float, and money with it.
     options.sql_parser.parse_float_as_decimal = true;
+    // Errors then say where in the text they are.
+    options.sql_parser.collect_spans = true;
     // One type of text in files, in memory and in plans: states of the two halves then never need a cast.
     options.sql_parser.map_string_types_to_utf8view = false;
     options.execution.parquet.schema_force_view_types = false;

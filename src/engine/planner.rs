@@ -2,10 +2,11 @@
 //!
 //! Faults point at the file, line and column of the declaration.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use datafusion::catalog::{CatalogProvider, MemTable, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider};
-use datafusion::common::{DFSchema, DataFusionError, Result};
+use datafusion::common::{DFSchema, DataFusionError, Result, SchemaError};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
@@ -53,7 +54,7 @@ impl Planner {
     pub async fn view(&self, view: &View) -> Result<LambdaView, Fault> {
         let place = |error: &DataFusionError| match error.diagnostic().and_then(|d| d.span) {
             Some(span) => (span.start.line, span.start.column),
-            None => (view.line, 1),
+            None => unknown_name(&view.query, error).unwrap_or((view.line, 1)),
         };
         let fault = |(line, column), reason: String| Fault { file: view.file.clone(), line, column, reason };
         let query = ast::Statement::Query(view.query.clone());
@@ -99,6 +100,24 @@ impl Planner {
             Err(error) => Err(fault(reason(&error))),
         }
     }
+}
+
+/// Where the column stands that is not known. DataFusion does not say it of every clause.
+fn unknown_name(query: &ast::Query, error: &DataFusionError) -> Option<(u64, u64)> {
+    let DataFusionError::SchemaError(error, _) = error.find_root() else { return None };
+    let SchemaError::FieldNotFound { field, .. } = error.as_ref() else { return None };
+    let found = ast::visit_expressions(query, |expr| {
+        let last = match expr {
+            ast::Expr::Identifier(ident) => Some(ident),
+            ast::Expr::CompoundIdentifier(idents) => idents.last(),
+            _ => None,
+        };
+        match last {
+            Some(ident) if ident.value.eq_ignore_ascii_case(&field.name) => ControlFlow::Break(ident.span.start),
+            _ => ControlFlow::Continue(()),
+        }
+    });
+    found.break_value().map(|at| (at.line, at.column))
 }
 
 /// What DataFusion says, without the words around it.

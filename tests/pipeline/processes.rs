@@ -231,13 +231,14 @@ const STREAM: &str = "streams/clicks.sql";
 const VIEW: &str = "views/pages.sql";
 
 #[rustfmt::skip]
-const BROKEN: [Broken; 11] = [
+const BROKEN: [Broken; 12] = [
     Broken { file: STREAM, part: "TEXT NOT NULL,", by: "TEXT NOT,", place: "4:15", reason: "found: NOT" },
     Broken { file: STREAM, part: "INTEGER", by: "MONEY", place: "7:5", reason: "type MONEY is not understood" },
     Broken { file: STREAM, part: "ms BETWEEN 0 AND 1000", by: "ms + 1", place: "8:29", reason: "must be true or false" },
     Broken { file: STREAM, part: "ms BETWEEN 0 AND 1000", by: "mms > 1", place: "8:29", reason: "No field named mms" },
     Broken { file: VIEW, part: "GROUP BY page", by: "GROUP page", place: "2:17", reason: "found GROUP" },
     Broken { file: VIEW, part: "sum(ms)", by: "sum(mms)", place: "1:", reason: "No field named mms" },
+    Broken { file: VIEW, part: "GROUP BY page", by: "GROUP BY paige", place: "2:26", reason: "No field named paige" },
     Broken { file: VIEW, part: "raw.clicks", by: "raw.cliks", place: "2:6", reason: "cliks' not found" },
     Broken { file: VIEW, part: "GROUP BY page", by: "GROUP BY page ORDER BY page", place: "1:1", reason: "has ORDER BY" },
     Broken { file: VIEW, part: "sum(ms)", by: "rank() OVER (ORDER BY sum(ms))", place: "1:1", reason: "window function" },
