@@ -144,9 +144,11 @@ impl Life {
         self.end();
         alive?;
         let log = std::fs::read_to_string(&self.log_path).unwrap_or_default();
-        match ["panicked at", "part failed for good"].iter().find(|sign| log.contains(**sign)) {
+        let signs = ["panicked at", "part failed for good"];
+        match log.lines().position(|line| signs.iter().any(|sign| line.contains(sign))) {
             None => Ok(()),
-            Some(sign) => Err(self.death(sign)),
+            // The message of a panic follows on the next lines.
+            Some(at) => Err(self.death(&log.lines().skip(at).take(4).collect::<Vec<_>>().join("; "))),
         }
     }
 
