@@ -10,7 +10,7 @@ use crate::archive::ledger::Ledger;
 use crate::archive::writer::EncodedEpoch;
 use crate::archive::{Archive, ArchiveError, ArchiveSnapshot, Kind};
 use crate::merge::snapshot::SnapshotCell;
-use crate::metrics::{Metrics, StreamLabel, StreamOutcomeLabels, WorkOutcome};
+use crate::metrics::{Metrics, StreamLabel, WorkOutcome};
 use crate::position::StreamFrontier;
 use crate::runtime::{Health, Shutdown, chain};
 
@@ -72,12 +72,13 @@ impl Committer {
     /// intake waits, and reads go on.
     fn commit(&mut self, epoch: &EncodedEpoch) -> Result<Option<Arc<ArchiveSnapshot>>, ArchiveError> {
         loop {
+            let began = Instant::now();
             match self.io.block_on(self.archive.commit(epoch)) {
                 Ok(snapshot) => return Ok(Some(snapshot)),
                 Err(error) if error.is_retryable() => {
                     let stream = &self.stream;
                     tracing::error!(stream, error = chain(&error), "commit failed; intake waits, will try again");
-                    self.outcome(WorkOutcome::Failed);
+                    self.metrics.archive_commit(&self.stream, WorkOutcome::Failed, began.elapsed());
                     if self.sleep() {
                         return Ok(None);
                     }
@@ -100,14 +101,8 @@ impl Committer {
     }
 
     fn measure(&self, epoch: &EncodedEpoch, took: Duration) {
+        self.metrics.archive_commit(&self.stream, WorkOutcome::Done, took);
         let stream = StreamLabel { stream: self.stream.clone() };
-        self.metrics.archive_commit_duration.get_or_create(&stream).observe(took.as_secs_f64());
         self.metrics.archive_bytes.get_or_create(&stream).inc_by(epoch.bytes() as u64);
-        self.outcome(WorkOutcome::Done);
-    }
-
-    fn outcome(&self, outcome: WorkOutcome) {
-        let labels = StreamOutcomeLabels { stream: self.stream.clone(), outcome };
-        self.metrics.archive_commits.get_or_create(&labels).inc();
     }
 }
