@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, sync_channel};
 
 use anyhow::{Context, Result};
 
@@ -18,7 +18,7 @@ use crate::catalog::{Catalog, Fault, loader};
 use crate::config::Config;
 use crate::engine::planner::Planner;
 use crate::engine::{Engine, EngineConfig};
-use crate::ingest::committer::Committer;
+use crate::ingest::committer::{Committer, Work};
 use crate::ingest::{Dedup, Ingest, Limits, Shared, StreamIntake};
 use crate::kafka::Source;
 use crate::kafka::consumer::{self, Intake};
@@ -38,7 +38,7 @@ pub mod refresh;
 pub mod restore;
 
 use guards::Guards;
-use refresh::Refresher;
+use refresh::{Refresher, Workers};
 
 /// Rows of one record batch inside a query.
 const BATCH_ROWS: usize = 8192;
@@ -95,6 +95,45 @@ pub fn planning_engine(config: &Config) -> Result<Arc<Engine>> {
     engine(1, config.query.memory_bytes_max, config)
 }
 
+/// What the parts stand on: where they store, what time it is, what they compute with.
+#[derive(Debug)]
+pub struct Ground {
+    pub storage: Storage,
+    pub clock: Arc<dyn Clock>,
+    /// For queries and intake, and for batch work; both read `storage`.
+    pub engine: Arc<Engine>,
+    pub batch_engine: Arc<Engine>,
+    pub workers: Workers,
+    pub declared: Arc<Declared>,
+    pub guards: Guards,
+}
+
+impl Ground {
+    /// The machine: its clock, threads, files and environment.
+    async fn of_machine(config: &Config, lock: &ProcessLock) -> Result<Self> {
+        let guards = Guards::from_env();
+        let storage = Storage::open(&config.storage.location(), config.storage.options.clone().into_iter())?;
+        storage.sweep(lock)?;
+        let engine = engine(config.query.threads, config.query.memory_bytes_max, config)?;
+        let batch_engine = self::engine(config.refresh.threads, config.refresh.memory_bytes_max, config)?;
+        for engine in [&engine, &batch_engine] {
+            engine.register_store(storage.url(), storage.store());
+        }
+        let declared = declare(config, &engine).await.map_err(|faults| {
+            anyhow::anyhow!("{}", faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+        })?;
+        Ok(Self {
+            storage,
+            clock: Arc::new(SystemClock),
+            engine,
+            batch_engine,
+            workers: Workers::start(config.refresh.threads)?,
+            declared: Arc::new(declared),
+            guards,
+        })
+    }
+}
+
 /// Everything that is open before intake starts.
 #[derive(Debug)]
 pub struct Core {
@@ -112,26 +151,22 @@ pub struct Core {
     /// By stream name; moved to the committers when intake starts.
     archives: BTreeMap<String, Archive>,
     guards: Guards,
-    _lock: ProcessLock,
+    /// None when nobody else can reach the storage.
+    _lock: Option<ProcessLock>,
 }
 
 impl Core {
     /// Opens everything on the data directory of `config`. Batch views that are missing are computed here.
     pub async fn open(config: Config, shutdown: Shutdown) -> Result<Self> {
         let lock = ProcessLock::acquire(&config.storage.data_dir)?;
-        let guards = Guards::from_env();
+        let ground = Ground::of_machine(&config, &lock).await?;
+        Ok(Self { _lock: Some(lock), ..Self::open_on(ground, config, shutdown).await? })
+    }
+
+    /// As [`Core::open`], on another ground than the machine: the caller makes sure that what must be alone is.
+    pub async fn open_on(ground: Ground, config: Config, shutdown: Shutdown) -> Result<Self> {
+        let Ground { storage, clock, engine, batch_engine, workers, declared, guards } = ground;
         let metrics = Arc::new(Metrics::new());
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let storage = Storage::open(&config.storage.location(), config.storage.options.clone().into_iter())?;
-        storage.sweep(&lock)?;
-        let engine = engine(config.query.threads, config.query.memory_bytes_max, &config)?;
-        let batch_engine = self::engine(config.refresh.threads, config.refresh.memory_bytes_max, &config)?;
-        for engine in [&engine, &batch_engine] {
-            engine.register_store(storage.url(), storage.store());
-        }
-        let declared = declare(&config, &engine).await.map_err(|faults| {
-            anyhow::anyhow!("{}", faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-        })?;
         let mut archives = BTreeMap::new();
         for (name, stream) in &declared.names.streams {
             let archive = Archive::open_at(&storage, name, stream.archive_schema(), Arc::clone(&clock)).await;
@@ -141,13 +176,13 @@ impl Core {
             archives.iter().map(|(name, archive)| (name.clone(), archive.snapshot())).collect();
         let refresher = Refresher::new(
             batch_engine,
-            config.refresh.threads,
+            workers,
             storage.clone(),
             Arc::clone(&declared.names),
             Arc::clone(&clock),
             Arc::clone(&metrics),
             shutdown.clone(),
-        )?;
+        );
         let latest = Generations::new(&storage).latest().await.context("cannot read the newest generation")?;
         let generation =
             refresher.complete(latest, &snapshots).await.context("cannot compute missing batch views")?;
@@ -172,7 +207,7 @@ impl Core {
         Ok(Self {
             config: Arc::new(config),
             engine,
-            declared: Arc::new(declared),
+            declared,
             cell,
             refresher,
             status: IntakeStatus::default(),
@@ -183,30 +218,49 @@ impl Core {
             storage,
             archives,
             guards,
-            _lock: lock,
+            _lock: None,
         })
     }
 
     /// Starts reading Kafka. Ends with shutdown; then [`Intake::join`] it.
     pub async fn start_intake(&mut self) -> Result<Running> {
+        let Wired { sources, sink, committers } = self.wire_intake().await?;
+        let around = consumer::Surroundings {
+            clock: Arc::clone(&self.clock),
+            health: self.health.clone(),
+            shutdown: self.shutdown.clone(),
+            status: self.status.clone(),
+        };
+        let committers = committers
+            .into_iter()
+            .map(|(committer, work)| spawn_thread("committer", &self.health, move || committer.run(&work)))
+            .collect();
+        let intake = Intake::start(&self.config.kafka, &self.config.ingest, sources, Box::new(sink), around)?;
+        Ok(Running { intake, committers })
+    }
+
+    /// Everything of intake but the threads that drive it. Done once.
+    pub async fn wire_intake(&mut self) -> Result<Wired> {
         let mut sources = Vec::new();
         let mut streams = Vec::new();
         let mut committers = Vec::new();
         for (name, stream) in &self.declared.names.streams {
             let archive = self.archives.remove(name).context("intake is started once")?;
             let snapshot = archive.snapshot();
-            let (sender, receiver) = sync_channel(COMMITTER_QUEUE);
+            let (sender, work) = sync_channel(COMMITTER_QUEUE);
             let committer = Committer {
                 stream: name.clone(),
                 archive,
+                open: None,
                 cell: Arc::clone(&self.cell),
                 metrics: Arc::clone(&self.metrics),
                 health: self.health.clone(),
                 shutdown: self.shutdown.clone(),
+                clock: Arc::clone(&self.clock),
                 retry_interval: self.config.archive.retry_interval,
                 io: tokio::runtime::Handle::current(),
             };
-            committers.push(spawn_thread("committer", &self.health, move || committer.run(&receiver)));
+            committers.push((committer, work));
             let (frontier, ledger) = match self.guards.stored_frontier {
                 true => (snapshot.frontier.clone(), snapshot.ledger.clone()),
                 false => (StreamFrontier::default(), BTreeMap::new()),
@@ -239,19 +293,22 @@ impl Core {
         };
         let dedup = if self.guards.dedup { Dedup::On } else { Dedup::OffForTest };
         let sink = Ingest::new(streams, limits, dedup, shared).context("cannot start intake")?;
-        let around = consumer::Surroundings {
-            clock: Arc::clone(&self.clock),
-            health: self.health.clone(),
-            shutdown: self.shutdown.clone(),
-            status: self.status.clone(),
-        };
-        let intake = Intake::start(&self.config.kafka, &self.config.ingest, sources, Box::new(sink), around)?;
-        Ok(Running { intake, committers })
+        Ok(Wired { sources, sink, committers })
     }
 
     pub fn storage(&self) -> &Storage {
         &self.storage
     }
+}
+
+/// Intake before its threads are started.
+#[derive(Debug)]
+pub struct Wired {
+    /// In the order in which `sink` knows them.
+    pub sources: Vec<Source>,
+    pub sink: Ingest,
+    /// With what each is told.
+    pub committers: Vec<(Committer, Receiver<Work>)>,
 }
 
 /// The threads of intake.

@@ -159,7 +159,7 @@ impl Ingest {
 
         let Some(stream) = self.streams.get_mut(batch.source) else { return Ok(()) };
         stream.bytes += batch.payload_bytes;
-        stream.since.get_or_insert_with(Instant::now);
+        stream.since.get_or_insert_with(|| self.shared.clock.instant());
         if stream.bytes >= self.limits.commit_bytes_max {
             stream.seal(&self.shared.cell)?;
         }
@@ -183,8 +183,9 @@ impl Ingest {
 
     /// Seals what is due, and waits while the delta is over its budget.
     fn tend(&mut self) -> Result<(), SinkError> {
+        let now = self.shared.clock.instant();
         for stream in &mut self.streams {
-            if stream.since.is_some_and(|since| since.elapsed() >= self.limits.commit_interval) {
+            if stream.since.is_some_and(|since| now.duration_since(since) >= self.limits.commit_interval) {
                 stream.seal(&self.shared.cell)?;
             }
         }

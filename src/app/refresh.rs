@@ -29,7 +29,6 @@ const NICENESS: i32 = 10;
 #[derive(Debug)]
 pub struct Refresher {
     engine: Arc<Engine>,
-    threads: usize,
     storage: Storage,
     generations: Generations,
     names: Arc<Names>,
@@ -39,13 +38,44 @@ pub struct Refresher {
     /// Held by the refresh that runs.
     running: Mutex<Retired>,
     wanted: Arc<Notify>,
-    /// Batch work has threads of its own, at low priority. None once it was shut down.
-    runtime: Option<tokio::runtime::Runtime>,
+    workers: Workers,
 }
 
-impl Drop for Refresher {
+/// The threads that batch work runs on.
+#[derive(Debug)]
+pub struct Workers {
+    /// How many a query of batch work may use.
+    threads: usize,
+    tasks: tokio::runtime::Handle,
+    /// None when the threads are somebody else's, or were shut down.
+    own: Option<tokio::runtime::Runtime>,
+}
+
+impl Workers {
+    /// Threads of their own, at low priority.
+    pub fn start(threads: usize) -> Result<Self> {
+        let own = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(threads)
+            .thread_name("refresh")
+            .on_thread_start(|| {
+                // SAFETY: changes the priority of the calling thread alone; failure leaves it as it is.
+                unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
+            })
+            .enable_all()
+            .build()
+            .context("cannot start the threads for batch work")?;
+        Ok(Self { threads, tasks: own.handle().clone(), own: Some(own) })
+    }
+
+    /// The one thread of `tasks`, which has other work too: then one seed gives one order of everything.
+    pub fn of(tasks: tokio::runtime::Handle) -> Self {
+        Self { threads: 1, tasks, own: None }
+    }
+}
+
+impl Drop for Workers {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
+        if let Some(runtime) = self.own.take() {
             runtime.shutdown_background();
         }
     }
@@ -66,26 +96,15 @@ impl Progress for LogProgress {
 impl Refresher {
     pub fn new(
         engine: Arc<Engine>,
-        threads: usize,
+        workers: Workers,
         storage: Storage,
         names: Arc<Names>,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
         shutdown: Shutdown,
-    ) -> Result<Arc<Self>> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(threads)
-            .thread_name("refresh")
-            .on_thread_start(|| {
-                // SAFETY: changes the priority of the calling thread alone; failure leaves it as it is.
-                unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
-            })
-            .enable_all()
-            .build()
-            .context("cannot start the threads for batch work")?;
-        Ok(Arc::new(Self {
+    ) -> Arc<Self> {
+        Arc::new(Self {
             engine,
-            threads,
             generations: Generations::new(&storage),
             storage,
             names,
@@ -94,8 +113,8 @@ impl Refresher {
             shutdown,
             running: Mutex::default(),
             wanted: Arc::default(),
-            runtime: Some(runtime),
-        }))
+            workers,
+        })
     }
 
     /// Notify it to ask for a refresh before its time.
@@ -197,7 +216,7 @@ impl Refresher {
         let work = async move {
             let workshop = Workshop {
                 engine: &me.engine,
-                threads: me.threads,
+                threads: me.workers.threads,
                 storage: &me.storage,
                 clock: me.clock.as_ref(),
                 shutdown: &me.shutdown,
@@ -216,8 +235,7 @@ impl Refresher {
         &self,
         work: impl Future<Output = Result<T, RefreshError>> + Send + 'static,
     ) -> Result<T, RefreshError> {
-        let runtime = self.runtime.as_ref().ok_or(RefreshError::Cancelled)?;
-        match runtime.spawn(work).await {
+        match self.workers.tasks.spawn(work).await {
             Ok(result) => result,
             Err(ended) if ended.is_panic() => Err(RefreshError::Panicked),
             Err(_) => Err(RefreshError::Cancelled),
