@@ -38,7 +38,7 @@ pub mod refresh;
 pub mod restore;
 
 use guards::Guards;
-use refresh::{Refresher, Workers};
+use refresh::{Cut, Refresher, Workers};
 
 /// Rows of one record batch inside a query.
 const BATCH_ROWS: usize = 8192;
@@ -183,6 +183,7 @@ impl Core {
             Arc::clone(&metrics),
             shutdown.clone(),
         );
+        let refresher = Arc::new(refresher.with_cut(if guards.cut { Cut::On } else { Cut::OffForTest }));
         let latest = Generations::new(&storage).latest().await.context("cannot read the newest generation")?;
         let generation =
             refresher.complete(latest, &snapshots).await.context("cannot compute missing batch views")?;

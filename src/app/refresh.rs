@@ -16,7 +16,7 @@ use crate::batch::publish::Generations;
 use crate::batch::run::{Progress, RefreshError, RefreshInput, Workshop};
 use crate::engine::Engine;
 use crate::merge::catalog::Names;
-use crate::merge::snapshot::SnapshotCell;
+use crate::merge::snapshot::{Snapshot, SnapshotCell};
 use crate::metrics::{Metrics, WorkOutcome};
 use crate::position::GenerationId;
 use crate::runtime::{Clock, Health, Shutdown};
@@ -39,6 +39,29 @@ pub struct Refresher {
     running: Mutex<Retired>,
     wanted: Arc<Notify>,
     workers: Workers,
+    cut: Cut,
+}
+
+/// A guard that a test may switch off, to see the suite go red without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// The delta goes on exactly where the generation ends.
+    On,
+    /// Where the archive ends by then, which is later.
+    OffForTest,
+}
+
+impl Cut {
+    /// The generation that readers are told of.
+    fn applied(self, next: &Arc<Generation>, snapshot: &Snapshot) -> Arc<Generation> {
+        match self {
+            Self::On => Arc::clone(next),
+            Self::OffForTest => {
+                let epochs = snapshot.streams.iter().map(|(name, stream)| (name.clone(), stream.archive.epoch));
+                Arc::new(Generation { epochs: epochs.collect(), ..Generation::clone(next) })
+            }
+        }
+    }
 }
 
 /// The threads that batch work runs on.
@@ -102,8 +125,8 @@ impl Refresher {
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
         shutdown: Shutdown,
-    ) -> Arc<Self> {
-        Arc::new(Self {
+    ) -> Self {
+        Self {
             engine,
             generations: Generations::new(&storage),
             storage,
@@ -114,7 +137,13 @@ impl Refresher {
             running: Mutex::default(),
             wanted: Arc::default(),
             workers,
-        })
+            cut: Cut::On,
+        }
+    }
+
+    #[must_use]
+    pub fn with_cut(self, cut: Cut) -> Self {
+        Self { cut, ..self }
     }
 
     /// Notify it to ask for a refresh before its time.
@@ -188,10 +217,11 @@ impl Refresher {
                 return Err(error);
             }
         };
+        let claimed = self.cut.applied(&next, &cell.load());
         cell.update(|snapshot| {
-            snapshot.generation = Arc::clone(&next);
+            snapshot.generation = Arc::clone(&claimed);
             for (name, stream) in &mut snapshot.streams {
-                stream.delta = Arc::new(stream.delta.cut(next.epoch(name)));
+                stream.delta = Arc::new(stream.delta.cut(claimed.epoch(name)));
             }
         });
         self.metrics.generation.set(i64::try_from(next.id.0).unwrap_or(i64::MAX));

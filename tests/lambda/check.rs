@@ -1,0 +1,184 @@
+//! Compares what a process answers with one-shot SQL over the records that the truth holds.
+
+use std::cmp::Ordering;
+use std::ops::Range;
+use std::sync::Arc;
+
+use datafusion::arrow::array::{Array, AsArray, RecordBatch};
+use datafusion::arrow::datatypes::{DataType, Float64Type};
+use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
+use datafusion::catalog::{CatalogProvider, MemTable, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider};
+use datafusion::prelude::SessionContext;
+use viewledger::app::database::Merged;
+use viewledger::engine::{CATALOG, DEFAULT_SCHEMA};
+use viewledger::serve::Database;
+
+use crate::model::{Fate, Truth};
+use crate::process::{Process, Stage};
+use crate::records::{Placed, columns};
+
+/// A view, as the tests know it.
+#[derive(Debug, Clone)]
+pub struct ViewText {
+    pub name: String,
+    /// Index of the stream it reads.
+    pub source: usize,
+    pub query: String,
+}
+
+/// How much is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// The merged views, the books and the cut.
+    Merged,
+    /// Also batch and speed by themselves, and the records of every fate.
+    Everything,
+}
+
+/// Why an answer cannot be accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The query failed. Allowed when the bucket failed it, and never allowed otherwise.
+    Error(String),
+    /// It answered, and the answer is wrong.
+    Wrong(String),
+}
+
+/// Compares everything that `process` answers about its newest snapshot.
+pub fn check(
+    stage: &Stage,
+    process: &Process,
+    truths: &[Truth],
+    views: &[ViewText],
+    depth: Depth,
+) -> Result<(), Verdict> {
+    let snapshot = process.core.cell.load();
+    let wrong = |reason: String| Err(Verdict::Wrong(reason));
+    if let Some(violation) = snapshot.violation() {
+        return wrong(violation);
+    }
+    let database = Merged::new(&process.core);
+    let session = database.session();
+    session.register_catalog(CATALOG, database.pin().map_err(|error| Verdict::Error(error.to_string()))?);
+    let streams: Vec<_> = process.core.declared.names.streams.values().cloned().collect();
+    for (stream, truth) in streams.iter().zip(truths) {
+        let part = &snapshot.streams[&stream.name];
+        let (books, kept) = (part.ledger.as_ref(), truth.ledger());
+        if *books != kept {
+            return wrong(format!(
+                "stream {}: the books say {books:?}, but what was read is {kept:?}",
+                stream.name
+            ));
+        }
+        if part.end.next != truth.next {
+            let (end, next) = (&part.end.next, &truth.next);
+            return wrong(format!(
+                "stream {}: the delta ends at {end:?}, but it was read to {next:?}",
+                stream.name
+            ));
+        }
+        if depth == Depth::Everything {
+            for (fate, table) in [
+                (Fate::Counted, format!("raw.{}", stream.name)),
+                (Fate::Duplicate, format!("raw.{}_duplicates", stream.name)),
+                (Fate::Quarantined, format!("quarantine.{}", stream.name)),
+            ] {
+                let sql = format!("SELECT _partition, _offset FROM {table}");
+                let found = Rows::of(&run(stage, &session, &sql)?);
+                let wanted = Rows::of_coordinates(&truth.records(fate, 0..truth.read()));
+                found.differ(&wanted).map_or(Ok(()), |how| wrong(format!("{table}: {how}")))?;
+            }
+        }
+    }
+    for view in views {
+        let (truth, stream) = (&truths[view.source], &streams[view.source]);
+        let cut = truth.read_in(snapshot.generation.epoch(&stream.name));
+        let oracle = |range: Range<usize>| {
+            let batch = columns(stream, &truth.records(Fate::Counted, range));
+            run(stage, &session_over(stage, &stream.name, batch), &view.query).map(|rows| Rows::of(&rows))
+        };
+        let compare = |schema: &str, range: Range<usize>| {
+            let table = format!("{schema}.{}", view.name);
+            let found = Rows::of(&run(stage, &session, &format!("SELECT * FROM {table}"))?);
+            let how = found.differ(&oracle(range)?);
+            how.map_or(Ok(()), |how| wrong(format!("{table}, which is {}: {how}", view.query)))
+        };
+        compare("public", 0..truth.read())?;
+        if depth == Depth::Everything {
+            compare("batch", 0..cut)?;
+            compare("speed", cut..truth.read())?;
+        }
+    }
+    Ok(())
+}
+
+fn run(stage: &Stage, session: &SessionContext, sql: &str) -> Result<Vec<RecordBatch>, Verdict> {
+    let failed = |error: datafusion::error::DataFusionError| Verdict::Error(format!("{sql}: {error}"));
+    stage.runtime.block_on(async { session.sql(sql).await.map_err(failed)?.collect().await.map_err(failed) })
+}
+
+/// A session in which `raw.<stream>` holds these records and nothing else exists.
+fn session_over(stage: &Stage, stream: &str, records: RecordBatch) -> SessionContext {
+    let raw = MemorySchemaProvider::new();
+    let table = MemTable::try_new(records.schema(), vec![vec![records]]).unwrap();
+    raw.register_table(stream.to_owned(), Arc::new(table)).unwrap();
+    let catalog = MemoryCatalogProvider::new();
+    catalog.register_schema("raw", Arc::new(raw)).unwrap();
+    catalog.register_schema(DEFAULT_SCHEMA, Arc::new(MemorySchemaProvider::new())).unwrap();
+    let session = stage.engine.session();
+    session.register_catalog(CATALOG, Arc::new(catalog));
+    session
+}
+
+/// Rows in an order of their own: what is exact as text, and floats apart.
+#[derive(Debug, Clone, PartialEq)]
+struct Rows(Vec<(String, Vec<Option<f64>>)>);
+
+impl Rows {
+    fn of(batches: &[RecordBatch]) -> Self {
+        let options = FormatOptions::default().with_null("NULL");
+        let mut rows = Vec::new();
+        for batch in batches {
+            let is_float = |column: &&Arc<dyn Array>| column.data_type() == &DataType::Float64;
+            let (floats, exact): (Vec<_>, Vec<_>) = batch.columns().iter().partition(is_float);
+            let exact: Vec<_> =
+                exact.into_iter().map(|column| ArrayFormatter::try_new(column, &options).unwrap()).collect();
+            for row in 0..batch.num_rows() {
+                let cells: Vec<String> = exact.iter().map(|column| column.value(row).to_string()).collect();
+                let floats = floats
+                    .iter()
+                    .map(|column| column.as_primitive::<Float64Type>())
+                    .map(|column| column.is_valid(row).then(|| column.value(row)));
+                rows.push((cells.join(" | "), floats.collect()));
+            }
+        }
+        Self(rows).sorted()
+    }
+
+    fn of_coordinates(records: &[Placed]) -> Self {
+        let row = |placed: &Placed| (format!("{} | {}", placed.partition, placed.offset), Vec::new());
+        Self(records.iter().map(row).collect()).sorted()
+    }
+
+    fn sorted(mut self) -> Self {
+        self.0.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.partial_cmp(&b.1).unwrap_or(Ordering::Equal)));
+        self
+    }
+
+    /// How the rows differ; None when they are the same.
+    fn differ(&self, wanted: &Self) -> Option<String> {
+        let same = self.0.len() == wanted.0.len()
+            && self.0.iter().zip(&wanted.0).all(|(a, b)| {
+                a.0 == b.0 && a.1.len() == b.1.len() && a.1.iter().zip(&b.1).all(|(a, b)| near(*a, *b))
+            });
+        (!same).then(|| format!("\n  answered {:?}\n  instead of {:?}", self.0, wanted.0))
+    }
+}
+
+/// Deviations are computed from states that depend on the cut in their last digits; nothing else does.
+fn near(a: Option<f64>, b: Option<f64>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => (a - b).abs() <= 1e-9 * a.abs().max(b.abs()).max(1.0) || (a.is_nan() && b.is_nan()),
+        (a, b) => a == b,
+    }
+}
