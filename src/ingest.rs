@@ -5,13 +5,14 @@
 //! disagree about what counts. The order of steps for a micro-batch:
 //!
 //! 1. duplicates are split off against the key index;
-//! 2. partial states are computed for every view; a record with which that fails goes to quarantine;
+//! 2. partial states are computed for every view; a record with which that fails goes to quarantine, and frees its key;
 //! 3. the ledger takes the passed offsets and where they went;
 //! 4. the committer gets the records for the open epoch;
 //! 5. the snapshot moves: states, records, position and ledger at once.
 //!
-//! An epoch is sealed every `archive.commit_interval` or `archive.commit_bytes_max`. Sealing does not stop
-//! intake: the next epoch fills while the committer writes.
+//! An epoch is sealed every `archive.commit_interval` or `archive.commit_bytes_max`, and when nothing more comes after
+//! much has: what was caught up with is durable without waiting. Sealing does not stop intake: the next epoch fills
+//! while the committer writes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,8 +20,10 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use datafusion::arrow::array::{AsArray, BooleanArray};
+use datafusion::arrow::compute::kernels::boolean::and_not;
 use datafusion::arrow::compute::{filter_record_batch, not};
 use datafusion::arrow::datatypes::{Int32Type, TimestampMicrosecondType};
+use datafusion::arrow::error::ArrowError;
 use datafusion::arrow::record_batch::RecordBatch;
 
 use crate::archive::Kind;
@@ -38,6 +41,11 @@ use crate::runtime::{Clock, Shutdown};
 
 pub mod committer;
 mod settle;
+
+/// An epoch with this share of `archive.commit_bytes_max` is sealed ...
+const MUCH: usize = 8;
+/// ... once nothing has come for this long.
+const QUIET: Duration = Duration::from_millis(100);
 
 use committer::Work;
 use settle::{Settled, add_rejects, settle};
@@ -88,6 +96,8 @@ pub struct Ingest {
     dedup: Dedup,
     shared: Shared,
     runtime: tokio::runtime::Runtime,
+    /// When the last batch came.
+    taken: Instant,
 }
 
 #[derive(Debug)]
@@ -107,7 +117,7 @@ impl Ingest {
             .into_iter()
             .map(|intake| OpenStream { key: intake.stream.key, intake, bytes: 0, since: None })
             .collect();
-        Ok(Self { streams, limits, dedup, shared, runtime })
+        Ok(Self { streams, limits, dedup, runtime, taken: shared.clock.instant(), shared })
     }
 
     fn take(&mut self, batch: Decoded) -> Result<(), SinkError> {
@@ -118,21 +128,20 @@ impl Ingest {
 
         let (events, duplicates) = match (stream.key, self.dedup) {
             (Some(key), Dedup::On) => {
-                let new = stream.intake.keys.insert(batch.records.column(key)).map_err(|e| failed("dedup", &e))?;
-                split(&batch.records, &new).map_err(|e| failed("dedup", &e))?
+                let keys = batch.records.column(key);
+                let new = stream.intake.keys.insert(keys, batch.sound.as_ref()).map_err(|e| failed("dedup", &e))?;
+                split(&batch, &new).map_err(|e| failed("dedup", &e))?
             }
-            _ => (batch.records.clone(), batch.records.slice(0, 0)),
+            _ => (batch.sound_records(), batch.records.slice(0, 0)),
         };
-        let settled = self.runtime.block_on(settle(&self.shared.engine, &stream.intake.views, events));
-        let Settled { events, states, failed: unfit } = settled.map_err(|e| failed("delta", &e))?;
+        let StreamIntake { keys, views, .. } = &mut stream.intake;
+        let keys = stream.key.map(|key| (key, keys));
+        let settled = settle(&self.shared.engine, views, keys, events, duplicates);
+        let (settled, duplicates) = self.runtime.block_on(settled).map_err(|e| failed("delta", &e))?;
+        let Settled { events, states, failed: unfit } = settled;
         let rejects = match &unfit {
             None => batch.rejects.clone(),
-            Some(unfit) => {
-                if let Some(key) = stream.key {
-                    stream.intake.keys.remove(unfit.column(key)).map_err(|e| failed("dedup", &e))?;
-                }
-                add_rejects(&batch.rejects, unfit).map_err(|e| failed("quarantine", &e))?
-            }
+            Some(unfit) => add_rejects(&batch.rejects, unfit).map_err(|e| failed("quarantine", &e))?,
         };
         let decided = [(Kind::Event, &events), (Kind::Duplicate, &duplicates), (Kind::Quarantined, &rejects)];
         stream.count(&batch.positions, batch.topic.as_ref(), decided).map_err(|e| failed("conservation", &e))?;
@@ -184,8 +193,11 @@ impl Ingest {
     /// Seals what is due, and waits while the delta is over its budget.
     fn tend(&mut self) -> Result<(), SinkError> {
         let now = self.shared.clock.instant();
+        let quiet = now.duration_since(self.taken) >= QUIET;
         for stream in &mut self.streams {
-            if stream.since.is_some_and(|since| now.duration_since(since) >= self.limits.commit_interval) {
+            let caught_up = quiet && stream.bytes >= self.limits.commit_bytes_max / MUCH;
+            let late = |since| now.duration_since(since) >= self.limits.commit_interval;
+            if caught_up || stream.since.is_some_and(late) {
                 stream.seal(&self.shared.cell)?;
             }
         }
@@ -237,6 +249,7 @@ impl Ingest {
 
 impl Sink for Ingest {
     fn accept(&mut self, batch: Decoded) -> Result<(), SinkError> {
+        self.taken = self.shared.clock.instant();
         self.take(batch)?;
         self.tend()
     }
@@ -312,14 +325,17 @@ impl OpenStream {
     }
 }
 
-fn split(
-    records: &RecordBatch,
-    new: &BooleanArray,
-) -> Result<(RecordBatch, RecordBatch), datafusion::arrow::error::ArrowError> {
+/// The records that are new, and the sound ones that are not.
+fn split(batch: &Decoded, new: &BooleanArray) -> Result<(RecordBatch, RecordBatch), ArrowError> {
+    let records = &batch.records;
     if new.true_count() == new.len() {
         return Ok((records.clone(), records.slice(0, 0)));
     }
-    Ok((filter_record_batch(records, new)?, filter_record_batch(records, &not(new)?)?))
+    let seen = match &batch.sound {
+        None => not(new)?,
+        Some(sound) => and_not(sound, new)?,
+    };
+    Ok((filter_record_batch(records, new)?, filter_record_batch(records, &seen)?))
 }
 
 fn partitions(batch: &RecordBatch) -> Vec<PartitionId> {

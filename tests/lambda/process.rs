@@ -251,6 +251,11 @@ impl Process {
         Refresh::Ended(runtime.block_on(refresh).unwrap_or(Err(RefreshError::Panicked)))
     }
 
+    /// True when a refresh has ended, and nobody has asked how.
+    pub fn has_refreshed(&self) -> bool {
+        self.refresh.as_ref().is_some_and(JoinHandle::is_finished)
+    }
+
     pub fn refreshes(&self) -> bool {
         self.refresh.is_some()
     }

@@ -155,6 +155,9 @@ impl<'s> World<'s> {
         self.open()?;
         for _ in 0..self.rng.random_range(8..28) {
             self.turn()?;
+            if self.process()?.has_refreshed() {
+                self.refresh()?;
+            }
             if self.process()?.access.is_dead() {
                 self.crash()?;
             }
