@@ -60,7 +60,7 @@ pub(super) async fn settle(
         }
         let more = settle_events(engine, views, filter_record_batch(&duplicates, &again)?).await?;
         duplicates = filter_record_batch(&duplicates, &not(&again)?)?;
-        failed.clone_from(&more.failed);
+        failed = more.failed.clone();
         settled = settled.and(more)?;
     }
     Ok((settled, duplicates))

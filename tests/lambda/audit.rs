@@ -10,7 +10,7 @@
 //! | fencing | who was succeeded by another commits nothing after that |
 //! | equivalence, complete or error | every answer is right, or an error that the bucket caused |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use viewledger::archive::ledger::Ledger;
 use viewledger::position::{Epoch, GenerationId, Offset, PartitionId};
@@ -109,6 +109,9 @@ pub struct Audit {
     lives: BTreeMap<Pid, Life>,
     newest: Option<Pid>,
     published: GenerationId,
+    /// Found by a process that opened, before the one that published them said so: its answer was lost, or it was
+    /// stopped.
+    unannounced: BTreeSet<GenerationId>,
 }
 
 impl Audit {
@@ -148,6 +151,9 @@ impl Audit {
             }
             Event::Committed { pid, source, epoch } => self.committed(*pid, *source, *epoch),
             Event::Published { pid: _, generation } => {
+                if self.unannounced.remove(generation) {
+                    return Ok(());
+                }
                 if *generation != self.published.next() {
                     return Err(format!("one swap: generation {} was published before", self.published));
                 }
@@ -179,7 +185,9 @@ impl Audit {
             standing.committed = found.epoch;
             life.streams.push(standing);
         }
-        // A generation whose answer was lost counts from here on.
+        if generation > self.published {
+            self.unannounced.insert(generation);
+        }
         if generation < self.published || generation > self.published.next() {
             return Err(format!("one swap: generation {} was the last", self.published));
         }

@@ -109,7 +109,6 @@ pub struct Access {
     /// Operations of the archive's writer, and those of refreshes.
     archive: Gate,
     batch: Gate,
-    pub operations: AtomicUsize,
 }
 
 impl Access {
@@ -120,7 +119,6 @@ impl Access {
             dead: AtomicBool::new(false),
             archive: Gate::default(),
             batch: Gate::default(),
-            operations: AtomicUsize::new(0),
         })
     }
 
@@ -155,7 +153,6 @@ impl Access {
     }
 
     async fn pass(&self, location: &Path) -> Result<()> {
-        self.operations.fetch_add(1, Ordering::SeqCst);
         let lane = if location.as_ref().starts_with("archive") { Lane::Archive } else { Lane::Batch };
         self.gate(lane).pass().await;
         if self.is_dead() { Err(killed()) } else { Ok(()) }

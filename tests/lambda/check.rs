@@ -5,11 +5,21 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, AsArray, RecordBatch};
-use datafusion::arrow::datatypes::{DataType, Float64Type};
+use datafusion::arrow::datatypes::{DataType, Float64Type, SchemaRef};
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
-use datafusion::catalog::{CatalogProvider, MemTable, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider};
+use datafusion::catalog::streaming::StreamingTable;
+use datafusion::catalog::{
+    CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider,
+};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::physical_plan::execution_plan::reset_plan_states;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::streaming::PartitionStream;
+use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::prelude::SessionContext;
+use parking_lot::Mutex;
 use viewledger::app::database::Merged;
+use viewledger::catalog::stream::Stream;
 use viewledger::engine::{CATALOG, DEFAULT_SCHEMA};
 use viewledger::serve::Database;
 
@@ -24,6 +34,55 @@ pub struct ViewText {
     /// Index of the stream it reads.
     pub source: usize,
     pub query: String,
+    pub oracle: Arc<Oracle>,
+}
+
+/// The query of a view in one piece, over the records that it is given. Planned once: that takes longest.
+#[derive(Debug)]
+pub struct Oracle {
+    plan: Arc<dyn ExecutionPlan>,
+    input: Arc<Input>,
+}
+
+/// The records that are in `raw.<stream>` at the moment.
+#[derive(Debug)]
+struct Input {
+    schema: SchemaRef,
+    records: Mutex<RecordBatch>,
+}
+
+impl PartitionStream for Input {
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
+        let records = futures::stream::iter([Ok(self.records.lock().clone())]);
+        Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), records))
+    }
+}
+
+impl Oracle {
+    pub fn new(stage: &Stage, stream: &Stream, query: &str) -> Self {
+        let schema = stream.record_schema();
+        let records = Mutex::new(RecordBatch::new_empty(Arc::clone(&schema)));
+        let input = Arc::new(Input { schema, records });
+        let partition: Arc<dyn PartitionStream> = Arc::<Input>::clone(&input);
+        let table = StreamingTable::try_new(stream.record_schema(), vec![partition]).unwrap();
+        let session = session_over(stage, &stream.name, Arc::new(table));
+        let plan = stage.runtime.block_on(async {
+            let plan = session.sql(query).await.unwrap();
+            plan.create_physical_plan().await.unwrap()
+        });
+        Self { plan, input }
+    }
+
+    fn rows(&self, stage: &Stage, records: RecordBatch) -> Result<Rows, Verdict> {
+        *self.input.records.lock() = records;
+        let plan = reset_plan_states(Arc::clone(&self.plan)).unwrap();
+        let rows = stage.runtime.block_on(collect(plan, stage.engine.session().task_ctx()));
+        rows.map(|rows| Rows::of(&rows)).map_err(|error| Verdict::Wrong(format!("the oracle fails: {error}")))
+    }
 }
 
 /// How much is compared.
@@ -93,10 +152,8 @@ pub fn check(
     for view in views {
         let (truth, stream) = (&truths[view.source], &streams[view.source]);
         let cut = truth.read_in(snapshot.generation.epoch(&stream.name));
-        let oracle = |range: Range<usize>| {
-            let batch = columns(stream, &truth.records(Fate::Counted, range));
-            run(stage, &session_over(stage, &stream.name, batch), &view.query).map(|rows| Rows::of(&rows))
-        };
+        let oracle =
+            |range: Range<usize>| view.oracle.rows(stage, columns(stream, &truth.records(Fate::Counted, range)));
         let compare = |schema: &str, range: Range<usize>| {
             let table = format!("{schema}.{}", view.name);
             let found = Rows::of(&run(stage, &session, &format!("SELECT * FROM {table}"))?);
@@ -117,11 +174,10 @@ fn run(stage: &Stage, session: &SessionContext, sql: &str) -> Result<Vec<RecordB
     stage.runtime.block_on(async { session.sql(sql).await.map_err(failed)?.collect().await.map_err(failed) })
 }
 
-/// A session in which `raw.<stream>` holds these records and nothing else exists.
-fn session_over(stage: &Stage, stream: &str, records: RecordBatch) -> SessionContext {
+/// A session in which `raw.<stream>` is this table, and nothing else exists.
+fn session_over(stage: &Stage, stream: &str, table: Arc<dyn TableProvider>) -> SessionContext {
     let raw = MemorySchemaProvider::new();
-    let table = MemTable::try_new(records.schema(), vec![vec![records]]).unwrap();
-    raw.register_table(stream.to_owned(), Arc::new(table)).unwrap();
+    raw.register_table(stream.to_owned(), table).unwrap();
     let catalog = MemoryCatalogProvider::new();
     catalog.register_schema("raw", Arc::new(raw)).unwrap();
     catalog.register_schema(DEFAULT_SCHEMA, Arc::new(MemorySchemaProvider::new())).unwrap();

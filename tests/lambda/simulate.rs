@@ -9,23 +9,25 @@ use rand::{Rng, SeedableRng};
 use viewledger::app::Declared;
 use viewledger::app::guards::Guards;
 use viewledger::batch::run::RefreshError;
-use viewledger::kafka::topics::{Judgement, judge};
-use viewledger::position::{PartitionId, StreamFrontier};
-use viewledger::runtime::{Clock, ManualClock};
-use viewledger::storage::parquet::verify_file;
+use viewledger::runtime::ManualClock;
 
 use crate::audit::{Audit, Event, OpenedStream, Pid, Positions, SeenStream};
 use crate::bucket::{Access, Bucket, Lane, Promises, Weather};
-use crate::check::{Depth, Verdict, ViewText, check};
+use crate::check::{Depth, Oracle, Verdict, ViewText, check};
 use crate::model::Truth;
 use crate::process::{COMMIT_INTERVAL, Commit, Process, Refresh, Stage, Start};
-use crate::records::{FLAWS, Flaw, NOON, Record, stream_sql};
-use crate::source::{Entry, Topic, fetch};
+use crate::records::{NOON, stream_sql};
+use crate::source::Topic;
 use crate::views::{Shape, view_sql};
 
+mod ending;
+mod feed;
+mod zombie;
+
+use feed::Feed;
+use zombie::Zombie;
+
 const STREAMS: [&str; 2] = ["clicks", "taps"];
-/// Work that waits for a committer makes intake wait, as its bounded queue does.
-const BACKLOG_MAX: usize = 24;
 /// How often a process may fail to start in bad weather, before it clears up.
 const OPENINGS_MAX: usize = 6;
 
@@ -77,22 +79,6 @@ pub fn simulate(stage: &Stage, seed: u64, without: Without) -> Outcome {
     Outcome { log, verdict }
 }
 
-/// A topic with the stream that reads it.
-struct Feed {
-    topic: Topic,
-    truth: Truth,
-    /// The first topic's identity is kept; another one is never read.
-    refused: bool,
-    /// Partitions whose log lost what was read of them.
-    truncated: Vec<PartitionId>,
-}
-
-/// A process that was stopped, and goes on after another has taken over.
-struct Zombie {
-    pid: Pid,
-    process: Process,
-}
-
 struct World<'s> {
     stage: &'s Stage,
     without: Without,
@@ -105,7 +91,8 @@ struct World<'s> {
     pid: Pid,
     process: Option<Process>,
     zombie: Option<Zombie>,
-    /// Another process, or an answer that was lost, may have published what ours is about to.
+    /// Another process, or an answer that was lost, may have published what ours is about to, and may have deleted what
+    /// the generation before it needed.
     rivalled: bool,
     weather: Weather,
     /// Nothing new goes wrong any more.
@@ -118,20 +105,27 @@ impl<'s> World<'s> {
         let mut rng = StdRng::seed_from_u64(seed);
         let streams = if rng.random_ratio(1, 3) { 2 } else { 1 };
         let mut files = Vec::new();
-        let mut views = Vec::new();
+        let mut texts = Vec::new();
         let mut feeds = Vec::new();
         for (source, stream) in STREAMS.iter().take(streams).enumerate() {
             let shape = Shape::random(&mut rng);
             let (name, query) = (format!("v_{stream}"), shape.query(stream));
             files.push((format!("streams/{stream}.sql"), stream_sql(stream)));
             files.push((format!("views/{name}.sql"), view_sql(&name, &query)));
-            views.push(ViewText { name, source, query });
+            texts.push((name, source, query));
             let topic = Topic::new(&format!("{stream}-1"), rng.random_range(1..=3));
             feeds.push(Feed { topic, truth: Truth::new(shape.unfit()), refused: false, truncated: Vec::new() });
         }
         let declared = stage.declare(&files).expect("the definitions are sound");
         let weather = if rng.random_ratio(1, 2) { STORM } else { Weather::default() };
-        let log = vec![Event::Around(format!("views {views:?}"))];
+        let log = vec![Event::Around(format!("views {texts:?}"))];
+        let views = texts
+            .into_iter()
+            .map(|(name, source, query)| {
+                let oracle = Oracle::new(stage, &declared.names.streams[STREAMS[source]], &query);
+                ViewText { name, source, query, oracle: Arc::new(oracle) }
+            })
+            .collect();
         Self {
             stage,
             without,
@@ -263,57 +257,6 @@ impl<'s> World<'s> {
         self.open()
     }
 
-    fn write(&mut self, source: usize) {
-        for _ in 0..self.rng.random_range(1..8) {
-            let entry = match self.rng.random_ratio(1, 12) {
-                true => Entry::Nothing,
-                false => Entry::Record(Arc::new(random_record(&mut self.rng))),
-            };
-            let feed = &mut self.feeds[source];
-            let partition = self.rng.random_range(0..feed.topic.partitions());
-            // What is written after a truncation stands at offsets that were counted already: nobody can tell.
-            if !feed.truncated.contains(&PartitionId(i32::try_from(partition).unwrap())) {
-                feed.topic.write(partition, entry);
-            }
-        }
-    }
-
-    /// Where each partition is read on; as the topic watch decides it.
-    fn readable(&self, source: usize) -> Option<Positions> {
-        let feed = &self.feeds[source];
-        let process = self.process.as_ref()?;
-        let topic = process.frontiers[source].topic.clone().or_else(|| {
-            let began = !feed.truth.next.is_empty() || feed.refused;
-            began.then(|| Topic::new(&format!("{}-1", STREAMS[source]), 0).identity().clone())
-        });
-        let stored = StreamFrontier { topic, next: feed.truth.next.clone() };
-        match judge(&stored, &feed.topic.facts()) {
-            Judgement::Refuse(_) => None,
-            Judgement::Read { start, .. } => {
-                Some(start.into_iter().filter(|(partition, _)| !feed.truncated.contains(partition)).collect())
-            }
-        }
-    }
-
-    fn deliver(&mut self, source: usize) -> Result<(), String> {
-        if self.process()?.backlog() > BACKLOG_MAX {
-            return Ok(());
-        }
-        let Some(mut next) = self.readable(source) else { return Ok(()) };
-        let (now, rng, feed) = (self.clock.now(), &mut self.rng, &mut self.feeds[source]);
-        let entries = rng.random_range(1..12);
-        let Some(fetched) = fetch(&feed.topic, source, &mut next, entries, |open| rng.random_range(0..open), now)
-        else {
-            return Ok(());
-        };
-        let to = fetched.raw.positions.clone();
-        let from =
-            feed.truth.next.clone().into_iter().filter(|(partition, _)| to.contains_key(partition)).collect();
-        feed.truth.take(fetched.records, &to);
-        self.log.push(Event::Delivered { pid: self.pid, source, from, to });
-        self.process()?.deliver(fetched.raw).map_err(|error| format!("deliver: {error}"))
-    }
-
     /// Time passes, and what is open is sealed.
     fn seal(&mut self) -> Result<(), String> {
         self.clock.advance(COMMIT_INTERVAL);
@@ -379,8 +322,8 @@ impl<'s> World<'s> {
                 Ok(())
             }
             Refresh::Ended(Err(RefreshError::Panicked)) => Err("a refresh panicked".to_owned()),
-            Refresh::Ended(Err(RefreshError::Fenced(id))) if self.rivalled => {
-                self.log.push(Event::Ended { pid, what: format!("refresh: generation {id} was taken") });
+            Refresh::Ended(Err(error)) if self.rivalled => {
+                self.log.push(Event::Ended { pid, what: plain(format!("refresh: {error}")) });
                 self.crash()
             }
             Refresh::Ended(Err(error)) if self.weather.disk_full > 0 || self.process()?.access.is_dead() => {
@@ -405,31 +348,6 @@ impl<'s> World<'s> {
         Ok(())
     }
 
-    fn change_topic(&mut self, source: usize) -> Result<(), String> {
-        let what = self.rng.random_range(0..10);
-        let feed = &mut self.feeds[source];
-        let partition = self.rng.random_range(0..feed.topic.partitions());
-        let id = PartitionId(i32::try_from(partition).unwrap());
-        let entries = self.rng.random_range(1..6);
-        match what {
-            0..4 => feed.topic.add_partition(),
-            4..7 => feed.topic.forget(partition, entries),
-            7..9 => {
-                feed.topic.truncate(partition, entries);
-                if feed.topic.end(id) < feed.truth.next.get(&id).copied().unwrap_or_default() {
-                    feed.truncated.push(id);
-                }
-            }
-            _ => {
-                let partitions = feed.topic.partitions();
-                feed.topic = Topic::new(&format!("{}-2", STREAMS[source]), partitions);
-                feed.refused = true;
-            }
-        }
-        self.log.push(Event::Around(format!("topic {source} changes: {what}, partition {partition}, {entries}")));
-        Ok(())
-    }
-
     fn answer(&mut self, depth: Depth) -> Result<(), String> {
         let bucket_fails = self.weather.failed_read > 0 && self.rng.random();
         let pid = self.pid;
@@ -443,12 +361,18 @@ impl<'s> World<'s> {
         process.reads.set_weather(Weather::default());
         let (failed, excused) = match verdict {
             Ok(()) => (None, false),
-            Err(Verdict::Error(reason)) => (Some(plain(reason)), bucket_fails),
+            Err(Verdict::Error(reason)) => (Some(plain(reason)), bucket_fails || self.rivalled),
             Err(Verdict::Wrong(reason)) => (Some(plain(reason)), false),
         };
         let wrong = failed.clone().filter(|_| !excused);
+        let helpless = failed.is_some() && !bucket_fails;
         self.log.push(Event::Answered { pid, failed, bucket_failed: excused });
-        wrong.map_or(Ok(()), Err)
+        match wrong {
+            Some(reason) => Err(reason),
+            // Another process has published and tidied up: this one must start again to see it.
+            None if helpless => self.crash(),
+            None => Ok(()),
+        }
     }
 
     /// Notes what a reader would see now.
@@ -470,127 +394,6 @@ impl<'s> World<'s> {
             .collect();
         self.log.push(Event::Seen { pid: self.pid, generation: snapshot.generation.id, streams });
     }
-
-    /// The process is stopped in the middle of a commit, and another one takes over.
-    fn make_zombie(&mut self, source: usize) -> Result<(), String> {
-        self.write(source);
-        self.deliver(source)?;
-        self.seal()?;
-        let operations = self.rng.random_range(0..6);
-        let gate = self.process()?.access.gate(Lane::Archive);
-        gate.close();
-        gate.admit(operations);
-        self.commit(source)?;
-        let Some(process) = self.process.take() else { return Ok(()) };
-        if process.access.is_dead() {
-            self.process = Some(process);
-            return Ok(());
-        }
-        for lane in [Lane::Archive, Lane::Batch] {
-            process.access.gate(lane).close();
-        }
-        self.log.push(Event::Ended { pid: self.pid, what: "frozen".to_owned() });
-        self.zombie = Some(Zombie { pid: self.pid, process });
-        self.open()
-    }
-
-    /// It goes on as if nothing had been. What it still writes must count for nothing.
-    fn wake_zombie(&mut self) -> Result<(), String> {
-        let Some(Zombie { pid, mut process }) = self.zombie.take() else { return Ok(()) };
-        process.access.open_gates();
-        process.access.set_weather(Weather::default());
-        let runtime = &self.stage.runtime;
-        for source in 0..self.feeds.len() {
-            for _ in 0..4 {
-                match process.commit(runtime, source) {
-                    Commit::Idle => break,
-                    Commit::Done(epoch) => self.log.push(Event::Committed { pid, source, epoch }),
-                    Commit::Fatal(error) => {
-                        self.log.push(Event::Ended { pid, what: plain(format!("zombie: {error}")) });
-                        break;
-                    }
-                    Commit::Hangs | Commit::Failed => {}
-                    Commit::Panicked => return Err("a zombie's commit panicked".to_owned()),
-                }
-            }
-        }
-        match process.refresh(runtime, Vec::new()) {
-            Refresh::Ended(Ok(generation)) => {
-                self.rivalled = true;
-                self.log.push(Event::Published { pid, generation });
-            }
-            Refresh::Ended(Err(RefreshError::Panicked)) => return Err("a zombie's refresh panicked".to_owned()),
-            Refresh::Ended(Err(error)) => {
-                self.log.push(Event::Ended { pid, what: plain(format!("zombie: {error}")) })
-            }
-            Refresh::Hangs => {}
-        }
-        process.kill(runtime);
-        Ok(())
-    }
-
-    /// Everything heals: then everything that can be read is counted, in this process and in the next.
-    fn end(&mut self) -> Result<(), String> {
-        self.weather = Weather::default();
-        self.ending = true;
-        self.wake_zombie()?;
-        let access = Arc::clone(&self.process()?.access);
-        access.set_weather(self.weather);
-        access.open_gates();
-        for source in 0..self.feeds.len() {
-            while self.readable(source).is_some_and(|next| {
-                let topic = &self.feeds[source].topic;
-                next.iter().any(|(partition, at)| *at < topic.end(*partition))
-            }) {
-                self.deliver(source)?;
-                self.seal()?;
-                self.settle(source)?;
-            }
-        }
-        self.seal()?;
-        (0..self.feeds.len()).try_for_each(|source| self.settle(source))?;
-        self.answer(Depth::Everything)?;
-        self.refresh()?;
-        if self.process()?.refreshes() {
-            return Err("the refresh does not end".to_owned());
-        }
-        self.crash()?;
-        self.look();
-        self.answer(Depth::Everything)?;
-        self.verify_files()
-    }
-
-    /// Commits until nothing waits; who dies on the way is restarted.
-    fn settle(&mut self, source: usize) -> Result<(), String> {
-        for _ in 0..100 {
-            if self.process()?.access.is_dead() {
-                self.crash()?;
-            }
-            if self.process()?.backlog() == 0 {
-                return Ok(());
-            }
-            self.commit(source)?;
-            (0..self.feeds.len()).try_for_each(|source| self.commit(source))?;
-        }
-        Err("commits do not end".to_owned())
-    }
-
-    /// Every file that a commit names is there and is what was committed.
-    fn verify_files(&mut self) -> Result<(), String> {
-        let stage = self.stage;
-        let process = self.process()?;
-        let (snapshot, storage) = (process.core.cell.load(), process.core.storage());
-        for file in snapshot.streams.values().flat_map(|stream| stream.archive.files.iter()) {
-            let verified = stage.runtime.block_on(file.verify(storage));
-            verified.map_err(|error| format!("durable first: {error}"))?;
-        }
-        for run in snapshot.generation.views.values().flat_map(|view| view.runs.iter()) {
-            let path = object_store::path::Path::from(run.path.as_str());
-            let verified = stage.runtime.block_on(verify_file(storage, &path, &run.sha256));
-            verified.map_err(|error| format!("one swap: {error}"))?;
-        }
-        Ok(())
-    }
 }
 
 /// Without the random parts of file names: one seed gives one log.
@@ -606,20 +409,4 @@ fn plain(text: String) -> String {
         }
     }
     plain
-}
-
-fn random_record(rng: &mut StdRng) -> Record {
-    let late = rng.random_ratio(1, 10);
-    Record {
-        id: rng.random_range(0..40),
-        page: rng.random_range(0..3),
-        who: rng.random_ratio(3, 4).then(|| rng.random_range(0..4)),
-        minute: if late { rng.random_range(-3_000_000..-1_000) } else { rng.random_range(-200..200) },
-        ms: rng.random_ratio(9, 10).then(|| if rng.random_ratio(1, 6) { 0 } else { rng.random_range(0..=1000) }),
-        cents: rng.random_ratio(4, 5).then(|| rng.random_range(-900..900)),
-        quarters: rng.random_ratio(4, 5).then(|| rng.random_range(-40..40)),
-        ok: rng.random_ratio(4, 5).then(|| rng.random()),
-        tags: rng.random_ratio(2, 3).then(|| (0..rng.random_range(0..3)).map(|_| rng.random_range(0..3)).collect()),
-        flaw: if rng.random_ratio(1, 8) { FLAWS[rng.random_range(0..FLAWS.len())] } else { Flaw::Nothing },
-    }
 }
