@@ -70,6 +70,8 @@ impl Oracle {
         let partition: Arc<dyn PartitionStream> = Arc::<Input>::clone(&input);
         let table = StreamingTable::try_new(stream.record_schema(), vec![partition]).unwrap();
         let session = session_over(stage, &stream.name, Arc::new(table));
+        // It sums sums, whose decimals are wider than HAVING was planned for: such a query fails (DataFusion 55).
+        assert!(session.remove_optimizer_rule("single_distinct_aggregation_to_group_by"));
         let plan = stage.runtime.block_on(async {
             let plan = session.sql(query).await.unwrap();
             plan.create_physical_plan().await.unwrap()

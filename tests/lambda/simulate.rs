@@ -3,6 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -162,6 +163,7 @@ impl<'s> World<'s> {
 
     /// One thing happens.
     fn turn(&mut self) -> Result<(), String> {
+        self.clock.advance(Duration::from_millis(1));
         let source = self.rng.random_range(0..self.feeds.len());
         match self.rng.random_range(0..100) {
             0..28 => {

@@ -1,5 +1,7 @@
 //! Two writers at once: one is stopped in the middle of a commit and goes on after another has taken over.
 
+use std::time::Duration;
+
 use rand::Rng;
 use viewledger::batch::run::RefreshError;
 
@@ -41,6 +43,8 @@ impl World<'_> {
     /// It goes on as if nothing had been. What it still writes must count for nothing.
     pub(super) fn wake_zombie(&mut self) -> Result<(), String> {
         let Some(Zombie { pid, mut process }) = self.zombie.take() else { return Ok(()) };
+        // Two generations that hold nothing and were made in one instant would be the same one.
+        self.clock.advance(Duration::from_millis(1));
         process.access.open_gates();
         process.access.set_weather(Weather::default());
         let runtime = &self.stage.runtime;
