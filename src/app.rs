@@ -10,7 +10,7 @@ use std::sync::mpsc::sync_channel;
 
 use anyhow::{Context, Result};
 
-use crate::archive::{Archive, ArchiveSnapshot};
+use crate::archive::{Archive, ArchiveSnapshot, dedup};
 use crate::batch::publish::Generations;
 use crate::batch::run::ViewInput;
 use crate::catalog::stream::CompiledCheck;
@@ -211,7 +211,13 @@ impl Core {
                 true => (snapshot.frontier.clone(), snapshot.ledger.clone()),
                 false => (StreamFrontier::default(), BTreeMap::new()),
             };
-            let keys = restore::keys(&self.engine, stream, &snapshot).await?;
+            let files = dedup::Files {
+                dir: self.config.storage.data_dir.join("keys").join(name),
+                table: snapshot.table.clone(),
+                keys_max: self.config.ingest.keys_in_memory_max,
+                health: self.health.clone(),
+            };
+            let keys = restore::keys(&self.engine, stream, &snapshot, files).await?;
             let reads = |view: &&ViewInput| view.stream.name == *name;
             streams.push(StreamIntake {
                 stream: Arc::clone(stream),

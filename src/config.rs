@@ -92,6 +92,7 @@ pub struct Ingest {
     pub queue_batches_max: usize,
     #[serde(deserialize_with = "size")]
     pub record_bytes_max: usize,
+    pub keys_in_memory_max: usize,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -174,6 +175,7 @@ impl Config {
         let positive = [
             ("ingest.micro_batch_rows_max", self.ingest.micro_batch_rows_max),
             ("ingest.queue_batches_max", self.ingest.queue_batches_max),
+            ("ingest.keys_in_memory_max", self.ingest.keys_in_memory_max),
             ("refresh.threads", self.refresh.threads),
             ("query.threads", self.query.threads),
             ("server.connections_max", self.server.connections_max),

@@ -21,8 +21,12 @@ use crate::position::Epoch;
 
 pub mod fold;
 
-/// More runs than this in one zone are combined.
-const RUNS_MAX: usize = 12;
+/// More small runs than this in one zone are combined.
+const SMALL_RUNS_MAX: usize = 12;
+/// More runs than this in one zone are combined, whatever their size.
+const RUNS_MAX: usize = 64;
+/// A run with so many rows costs a reader hardly more than the same rows in another run, and to combine it much.
+const LARGE_ROWS: usize = 32 * 1024;
 /// How many adjacent runs are combined at once: those with the fewest rows together.
 const FAN_IN: usize = 8;
 
@@ -225,7 +229,8 @@ enum Zone {
 fn choose(runs: &[(Zone, usize)]) -> Option<Range<usize>> {
     let mut start = 0;
     for zone in runs.chunk_by(|a, b| a.0 == b.0) {
-        if zone.len() > RUNS_MAX {
+        let small = zone.iter().filter(|(_, rows)| *rows < LARGE_ROWS).count();
+        if small > SMALL_RUNS_MAX || zone.len() > RUNS_MAX {
             let cheapest = zone
                 .windows(FAN_IN)
                 .enumerate()

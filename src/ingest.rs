@@ -36,14 +36,14 @@ use crate::engine::Engine;
 use crate::kafka::{Decoded, Sink, SinkError};
 use crate::merge::snapshot::SnapshotCell;
 use crate::metrics::{EventLabels, EventOutcome, Metrics, StreamLabel};
-use crate::position::{Offset, PartitionId, StreamFrontier, TopicIdentity};
+use crate::position::{Epoch, Offset, PartitionId, StreamFrontier, TopicIdentity};
 use crate::runtime::{Clock, Shutdown};
 
 pub mod committer;
 mod settle;
 
 /// An epoch with this share of `archive.commit_bytes_max` is sealed ...
-const MUCH: usize = 8;
+const MUCH: usize = 64;
 /// ... once nothing has come for this long.
 const QUIET: Duration = Duration::from_millis(100);
 
@@ -201,6 +201,7 @@ impl Ingest {
                 stream.seal(&self.shared.cell)?;
             }
         }
+        self.tend_keys()?;
         let bytes = || {
             let snapshot = self.shared.cell.load();
             snapshot.streams.values().map(|s| s.delta.bytes()).sum::<usize>()
@@ -220,6 +221,18 @@ impl Ingest {
             }
             self.shared.refresh_wanted.notify_one();
             std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Lets keys of committed epochs leave memory.
+    fn tend_keys(&mut self) -> Result<(), SinkError> {
+        let snapshot = self.shared.cell.load();
+        for stream in &mut self.streams {
+            let name = &stream.intake.stream.name;
+            let committed = snapshot.streams.get(name).map_or(Epoch::default(), |s| s.archive.epoch);
+            let tended = stream.intake.keys.tend(committed);
+            tended.map_err(|error| SinkError(format!("stream {name}: dedup: {error}")))?;
         }
         Ok(())
     }
@@ -249,8 +262,8 @@ impl Ingest {
 
 impl Sink for Ingest {
     fn accept(&mut self, batch: Decoded) -> Result<(), SinkError> {
-        self.taken = Instant::now();
         self.take(batch)?;
+        self.taken = Instant::now();
         self.tend()
     }
 
@@ -311,7 +324,9 @@ impl OpenStream {
         }
         self.bytes = 0;
         // Readers first: what comes next belongs to the next epoch before the commit can be seen.
+        let keys = &mut self.intake.keys;
         cell.update_stream(&self.intake.stream.name, |snapshot| {
+            keys.sealed(snapshot.delta.open());
             snapshot.delta = Arc::new(snapshot.delta.sealed());
         });
         self.send(Work::Seal(self.intake.frontier.clone(), self.intake.ledger.clone()))

@@ -18,6 +18,7 @@ use url::Url;
 pub mod local;
 pub mod lock;
 pub mod manifest;
+pub mod merging;
 pub mod parquet;
 pub mod paths;
 pub mod scan;

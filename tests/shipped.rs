@@ -69,11 +69,11 @@ fn offsets(batch: &RecordBatch) -> Vec<usize> {
     column.values().iter().map(|offset| usize::try_from(*offset).unwrap()).collect()
 }
 
-fn ingested(catalog: &Catalog, stream: &str, batch: RawBatch) -> Decoded {
+fn ingested(catalog: &Catalog, stream: &str, mut batch: RawBatch) -> Decoded {
     let stream = &catalog.streams[stream];
     let checks = planner(catalog).checks(stream).unwrap();
     let decoder = Decoder::new(Arc::clone(stream), checks, 16 << 20);
-    decoder.decode(batch, START).unwrap()
+    decoder.decode(&mut batch, START).unwrap()
 }
 
 #[test]

@@ -17,6 +17,39 @@ impl ArchiveSnapshot {
     }
 }
 
+/// Files with the records that count of some epochs.
+#[derive(Debug)]
+pub struct EventFiles {
+    files: Vec<ScanFile>,
+    /// They end with this epoch.
+    pub through: Epoch,
+}
+
+impl EventFiles {
+    pub fn table(self, schema: SchemaRef) -> ParquetTable {
+        ParquetTable::new(schema, self.files)
+    }
+}
+
+impl ArchiveSnapshot {
+    /// The next files with records that count after `after`: as many as hold `rows_max` or, where one epoch holds more,
+    /// that epoch. None when there are no more.
+    pub fn events_after(&self, after: Epoch, rows_max: u64) -> Option<EventFiles> {
+        let mut taken = EventFiles { files: Vec::new(), through: after };
+        let mut rows = 0;
+        for file in self.files_in(Kind::Event, after) {
+            if rows >= rows_max && file.epoch > taken.through {
+                return Some(taken);
+            }
+            rows += file.rows;
+            taken.through = file.epoch;
+            taken.files.push(file.scan_file());
+        }
+        taken.through = self.epoch;
+        (!taken.files.is_empty()).then_some(taken)
+    }
+}
+
 impl ArchiveFile {
     pub fn scan_file(&self) -> ScanFile {
         ScanFile { path: self.path.clone(), bytes: self.bytes, rows: self.rows }

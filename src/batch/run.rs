@@ -8,7 +8,7 @@ use datafusion::error::DataFusionError;
 use datafusion::logical_expr::LogicalPlan;
 use futures::StreamExt;
 
-use super::plan::{Scope, ViewPlan, runs_to_combine, view_plan};
+use super::plan::{Scope, ViewPlan, view_plan};
 use super::{Generation, RunFile, ViewStates};
 use crate::archive::{ArchiveSnapshot, Kind};
 use crate::catalog::stream::Stream;
@@ -16,6 +16,7 @@ use crate::engine::Engine;
 use crate::engine::state::{LambdaView, ViewError};
 use crate::position::{Epoch, GenerationId};
 use crate::runtime::{Clock, Shutdown};
+use crate::storage::merging::runs_to_merge;
 use crate::storage::parquet::{ParquetSink, put_encoded};
 use crate::storage::{Storage, StorageError, paths};
 
@@ -130,7 +131,7 @@ impl Workshop<'_> {
         id: GenerationId,
     ) -> Result<(), RefreshError> {
         let rows: Vec<u64> = runs.iter().map(|run| run.rows).collect();
-        let count = runs_to_combine(&rows);
+        let count = runs_to_merge(&rows);
         if count == 0 {
             return Ok(());
         }

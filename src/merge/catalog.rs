@@ -9,6 +9,7 @@ use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
 use datafusion::common::{DataFusionError, Result};
 
+use super::conflicts::{CONFLICTS, conflicts};
 use super::provider::{PlanTable, UnionTable, in_memory};
 use super::snapshot::{Snapshot, StreamSnapshot};
 use super::system::{self, Surroundings};
@@ -101,7 +102,15 @@ impl SchemaProvider for PinnedSchema {
             }
             SchemaKind::Quarantine => self.names.streams.keys().cloned().collect(),
             SchemaKind::Raw => {
-                self.names.streams.keys().flat_map(|name| [name.clone(), format!("{name}{DUPLICATES}")]).collect()
+                let endings = ["", DUPLICATES, CONFLICTS];
+                self.names
+                    .streams
+                    .iter()
+                    .flat_map(|(name, stream)| {
+                        let endings = endings.iter().filter(|ending| **ending != CONFLICTS || stream.key.is_some());
+                        endings.map(move |ending| format!("{name}{ending}"))
+                    })
+                    .collect()
             }
             SchemaKind::System => system::TABLES.iter().map(|(name, _)| (*name).to_owned()).collect(),
         }
@@ -115,8 +124,16 @@ impl SchemaProvider for PinnedSchema {
             SchemaKind::Raw => match self.names.streams.get(name) {
                 Some(stream) => self.records(stream, Kind::Event).map(Some),
                 None => {
-                    let stream = name.strip_suffix(DUPLICATES).and_then(|name| self.names.streams.get(name));
-                    stream.map(|stream| self.records(stream, Kind::Duplicate)).transpose()
+                    let stream = |ending| name.strip_suffix(ending).and_then(|name| self.names.streams.get(name));
+                    match (stream(DUPLICATES), stream(CONFLICTS)) {
+                        (Some(stream), _) => self.records(stream, Kind::Duplicate).map(Some),
+                        (None, Some(stream)) => {
+                            let (events, duplicates) =
+                                (self.records(stream, Kind::Event)?, self.records(stream, Kind::Duplicate)?);
+                            conflicts(stream, events, duplicates)
+                        }
+                        (None, None) => Ok(None),
+                    }
                 }
             },
             SchemaKind::Quarantine => {

@@ -40,8 +40,11 @@ pub struct EncodedFile {
     pub sha256: String,
 }
 
-/// The settings of every file: zstd 1 (best size for its speed), statistics per page; dictionaries but for instants,
-/// offsets and the like, which hardly repeat: their differences are small and cheaper to write than to look up.
+/// The settings of every file: zstd 1 (best size for its speed).
+///
+/// Instants, offsets and the like hardly repeat: their differences are small and cheaper to write than a dictionary.
+/// They have statistics per page. Texts have none: rows are in order of arrival or of a hash, so that every page holds
+/// texts from the whole range, and nothing could be skipped by them.
 pub fn writer_properties(schema: &Schema) -> WriterProperties {
     let builder = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).unwrap_or_default()))
@@ -56,7 +59,13 @@ pub fn writer_properties(schema: &Schema) -> WriterProperties {
             .set_column_dictionary_enabled(column.clone(), false)
             .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED)
     };
-    schema.fields().iter().filter(is_long).fold(builder, by_differences).build()
+    let builder = schema.fields().iter().filter(is_long).fold(builder, by_differences);
+    let is_text = |field: &&FieldRef| matches!(field.data_type(), DataType::Utf8 | DataType::Binary);
+    let without_statistics = |builder: WriterPropertiesBuilder, field: &FieldRef| {
+        let column = ColumnPath::from(vec![field.name().clone()]);
+        builder.set_column_statistics_enabled(column, EnabledStatistics::None)
+    };
+    schema.fields().iter().filter(is_text).fold(builder, without_statistics).build()
 }
 
 /// Encodes batches into one file in memory as they arrive. CPU only; does no I/O.
