@@ -117,6 +117,8 @@ pub struct Refresh {
     pub threads: usize,
     #[serde(deserialize_with = "size")]
     pub memory_bytes_max: usize,
+    pub generations_keep: usize,
+    pub reconciliations_keep: usize,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -175,6 +177,8 @@ impl Config {
             ("ingest.micro_batch_rows_max", self.ingest.micro_batch_rows_max),
             ("ingest.queue_batches_max", self.ingest.queue_batches_max),
             ("refresh.threads", self.refresh.threads),
+            ("refresh.generations_keep", self.refresh.generations_keep),
+            ("refresh.reconciliations_keep", self.refresh.reconciliations_keep),
             ("query.threads", self.query.threads),
             ("server.connections_max", self.server.connections_max),
         ];

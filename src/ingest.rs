@@ -86,6 +86,8 @@ pub struct Ingest {
     streams: Vec<OpenStream>,
     limits: Limits,
     dedup: Dedup,
+    /// For a test: the delta loses a group of every micro-batch.
+    skewed: bool,
     shared: Shared,
     runtime: tokio::runtime::Runtime,
 }
@@ -107,7 +109,13 @@ impl Ingest {
             .into_iter()
             .map(|intake| OpenStream { key: intake.stream.key, intake, bytes: 0, since: None })
             .collect();
-        Ok(Self { streams, limits, dedup, shared, runtime })
+        Ok(Self { streams, limits, dedup, skewed: false, shared, runtime })
+    }
+
+    /// From now on the delta is wrong: it lacks a group of every micro-batch. Shows that reconciliation sees it.
+    #[must_use]
+    pub fn skewed_for_test(self) -> Self {
+        Self { skewed: true, ..self }
     }
 
     fn take(&mut self, batch: Decoded) -> Result<(), SinkError> {
@@ -124,7 +132,10 @@ impl Ingest {
             _ => (batch.records.clone(), batch.records.slice(0, 0)),
         };
         let settled = self.runtime.block_on(settle(&self.shared.engine, &stream.intake.views, events));
-        let Settled { events, states, failed: unfit } = settled.map_err(|e| failed("delta", &e))?;
+        let Settled { events, mut states, failed: unfit } = settled.map_err(|e| failed("delta", &e))?;
+        if self.skewed {
+            states.iter_mut().for_each(|(_, rows)| *rows = rows.slice(0, rows.num_rows().saturating_sub(1)));
+        }
         let rejects = match &unfit {
             None => batch.rejects.clone(),
             Some(unfit) => {

@@ -1,6 +1,9 @@
 //! What readers see: one pinned snapshot, and the tables made of it.
 
 pub mod catalog;
+pub mod certificate;
 pub mod provider;
+pub mod reconcile;
+pub mod refreshes;
 pub mod snapshot;
 pub mod system;
