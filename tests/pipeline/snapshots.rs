@@ -5,8 +5,9 @@ use serde_json::Value;
 use crate::server::{Ask, rows};
 use crate::world::{World, click, clicks};
 
-const COUNTS: &str = "SELECT (SELECT sum(total) FROM pages), (SELECT count(*) FROM raw.clicks), \
-                      (SELECT count(*) FROM raw.clicks_duplicates), (SELECT count(*) FROM quarantine.clicks)";
+const COUNTS: &str = "SELECT (SELECT sum(total) FROM pages) AS pages, (SELECT count(*) FROM raw.clicks) AS raw, \
+                      (SELECT count(*) FROM raw.clicks_duplicates) AS duplicates, \
+                      (SELECT count(*) FROM quarantine.clicks) AS quarantined";
 
 async fn write(world: &World, server: &Ask, prefix: &str, passed: &mut usize) {
     let mut records = clicks(prefix, 0, 10);

@@ -38,8 +38,9 @@ async fn a_process_that_wakes_up_after_another_took_over_is_fenced() {
 
     second.until_passed(650).await;
     second.until_archived().await;
-    let totals = "SELECT (SELECT sum(total) FROM pages), (SELECT count(*) FROM raw.clicks), \
-                  (SELECT count(DISTINCT id) FROM raw.clicks), (SELECT count(*) FROM raw.clicks_duplicates)";
+    let totals = "SELECT (SELECT sum(total) FROM pages) AS pages, (SELECT count(*) FROM raw.clicks) AS raw, \
+                  (SELECT count(DISTINCT id) FROM raw.clicks) AS ids, \
+                  (SELECT count(*) FROM raw.clicks_duplicates) AS duplicates";
     assert_eq!(second.one(totals).await, "650|650|650|0");
     second.refresh().await;
     assert_eq!(second.one(totals).await, "650|650|650|0");
