@@ -87,6 +87,8 @@ fn names<'a>(names: impl Iterator<Item = &'a String>) -> String {
 /// Has the server do it, and shows how far it is. Ctrl-C cancels it there.
 async fn in_server(config: &Config, args: &Args) -> anyhow::Result<String> {
     let (client, watcher) = (connect(config).await?, connect(config).await?);
+    // It may take as long as it takes.
+    client.batch_execute("SET statement_timeout = 0").await?;
     let text = |row: &tokio_postgres::Row| row.get::<_, String>(0);
     let all = client.query("SELECT view FROM system.views ORDER BY view", &[]).await?;
     let views: Vec<String> = match &args.view {
