@@ -91,7 +91,7 @@ async fn converse(socket: TcpStream, parts: Arc<Parts>) {
     tokio::pin!(conversation);
     tokio::select! {
         why = presence.lost() => tracing::info!(?peer, why, "dropping a Postgres client"),
-        () = line.is_cut() => tracing::debug!(?peer, "a Postgres client hung up"),
+        () = line.until_cut() => tracing::debug!(?peer, "a Postgres client hung up"),
         ended = &mut conversation => match ended {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(?peer, %error, "a Postgres client went away"),

@@ -24,7 +24,7 @@ impl Line {
     }
 
     /// Completes once the client has closed the connection; what it asked for is then of no use to anybody.
-    pub(super) async fn is_cut(self) {
+    pub(super) async fn until_cut(self) {
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
             if self.0.as_ref().is_some_and(closed) {
@@ -56,6 +56,6 @@ mod tests {
         let line = Line::of(&served);
         assert!(!closed(line.0.as_ref().unwrap()));
         drop(client);
-        tokio::time::timeout(Duration::from_secs(10), line.is_cut()).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(10), line.until_cut()).await.unwrap();
     }
 }
