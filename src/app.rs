@@ -11,7 +11,6 @@ use std::sync::mpsc::sync_channel;
 use anyhow::{Context, Result};
 
 use crate::archive::{Archive, ArchiveSnapshot, dedup};
-use crate::batch::publish::Generations;
 use crate::batch::run::ViewInput;
 use crate::catalog::stream::CompiledCheck;
 use crate::catalog::{Catalog, Fault, loader};
@@ -38,7 +37,7 @@ pub mod refresh;
 pub mod restore;
 
 use guards::Guards;
-use refresh::Refresher;
+use refresh::{Means, Refresher, Schedule};
 
 /// Rows of one record batch inside a query.
 const BATCH_ROWS: usize = 8192;
@@ -139,18 +138,20 @@ impl Core {
         }
         let snapshots: BTreeMap<String, Arc<ArchiveSnapshot>> =
             archives.iter().map(|(name, archive)| (name.clone(), archive.snapshot())).collect();
-        let refresher = Refresher::new(
-            batch_engine,
-            config.refresh.threads,
-            storage.clone(),
-            Arc::clone(&declared.names),
-            Arc::clone(&clock),
-            Arc::clone(&metrics),
-            shutdown.clone(),
-        )?;
-        let latest = Generations::new(&storage).latest().await.context("cannot read the newest generation")?;
-        let generation =
-            refresher.complete(latest, &snapshots).await.context("cannot compute missing batch views")?;
+        let health = Health::default();
+        let refresher = Refresher::new(Means {
+            engine: batch_engine,
+            threads: config.refresh.threads,
+            storage: storage.clone(),
+            names: Arc::clone(&declared.names),
+            clock: Arc::clone(&clock),
+            metrics: Arc::clone(&metrics),
+            health: health.clone(),
+            shutdown: shutdown.clone(),
+            generations_max: config.refresh.generations_keep,
+            reconciliations_max: config.refresh.reconciliations_keep,
+        })?;
+        let generation = refresher.begin(&snapshots).await?;
 
         let mut streams = BTreeMap::new();
         for (name, archive) in snapshots {
@@ -168,7 +169,7 @@ impl Core {
             let ledger = Arc::new(archive.ledger.clone());
             streams.insert(name, StreamSnapshot { archive, delta: Arc::new(delta), end, ledger });
         }
-        let cell = Arc::new(SnapshotCell::new(Snapshot { generation: Arc::new(generation), streams }));
+        let cell = Arc::new(SnapshotCell::new(Snapshot { generation, streams }));
         Ok(Self {
             config: Arc::new(config),
             engine,
@@ -178,7 +179,7 @@ impl Core {
             status: IntakeStatus::default(),
             metrics,
             clock,
-            health: Health::default(),
+            health,
             shutdown,
             storage,
             archives,
@@ -245,6 +246,7 @@ impl Core {
         };
         let dedup = if self.guards.dedup { Dedup::On } else { Dedup::OffForTest };
         let sink = Ingest::new(streams, limits, dedup, shared).context("cannot start intake")?;
+        let sink = if self.guards.true_delta { sink } else { sink.skewed_for_test() };
         let around = consumer::Surroundings {
             clock: Arc::clone(&self.clock),
             health: self.health.clone(),
@@ -279,9 +281,9 @@ impl Running {
 }
 
 impl Core {
-    /// Every view is refreshed with the one that is due first: all stand at one frontier.
-    fn refresh_interval(&self) -> std::time::Duration {
-        let views = self.declared.catalog.views.values().map(|view| view.refresh_every);
-        views.fold(self.config.refresh.interval_max, std::time::Duration::min)
+    /// When the views want to be refreshed.
+    fn schedule(&self) -> Schedule {
+        let views = self.declared.catalog.views.values().map(|view| view.refresh_every.clone()).collect();
+        Schedule { views, interval_max: self.config.refresh.interval_max }
     }
 }

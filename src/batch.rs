@@ -16,10 +16,12 @@ use crate::position::{Epoch, Frontier, GenerationId};
 use crate::runtime::Micros;
 use crate::storage::scan::{ParquetTable, ScanFile};
 
+pub mod attempt;
 pub mod gc;
 pub mod plan;
 pub mod publish;
 pub mod run;
+pub mod shelf;
 
 /// One atomically published set of batch views, all at one frontier.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

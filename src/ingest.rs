@@ -94,6 +94,8 @@ pub struct Ingest {
     streams: Vec<OpenStream>,
     limits: Limits,
     dedup: Dedup,
+    /// For a test: the delta loses a group of every micro-batch.
+    skewed: bool,
     shared: Shared,
     runtime: tokio::runtime::Runtime,
     /// When the last batch came.
@@ -117,7 +119,13 @@ impl Ingest {
             .into_iter()
             .map(|intake| OpenStream { key: intake.stream.key, intake, bytes: 0, since: None })
             .collect();
-        Ok(Self { streams, limits, dedup, shared, runtime, taken: Instant::now() })
+        Ok(Self { streams, limits, dedup, skewed: false, shared, runtime, taken: Instant::now() })
+    }
+
+    /// From now on the delta is wrong: it lacks a group of every micro-batch. Shows that reconciliation sees it.
+    #[must_use]
+    pub fn skewed_for_test(self) -> Self {
+        Self { skewed: true, ..self }
     }
 
     fn take(&mut self, batch: Decoded) -> Result<(), SinkError> {
@@ -135,7 +143,10 @@ impl Ingest {
             _ => (batch.sound_records(), batch.records.slice(0, 0)),
         };
         let settled = self.runtime.block_on(settle(&self.shared.engine, &stream.intake.views, events));
-        let Settled { events, states, failed: unfit } = settled.map_err(|e| failed("delta", &e))?;
+        let Settled { events, mut states, failed: unfit } = settled.map_err(|e| failed("delta", &e))?;
+        if self.skewed {
+            states.iter_mut().for_each(|(_, rows)| *rows = rows.slice(0, rows.num_rows().saturating_sub(1)));
+        }
         let rejects = match &unfit {
             None => batch.rejects.clone(),
             Some(unfit) => {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use datafusion::arrow::array::{AsArray, RecordBatch};
 use datafusion::arrow::datatypes::Int64Type;
+use viewledger::catalog::schedule::RefreshEvery;
 use viewledger::catalog::stream::{EXTRA, OFFSET, REASON};
 use viewledger::catalog::{Catalog, loader};
 use viewledger::demo::load::generator::{Generator, Kind, Timeline};
@@ -146,5 +147,5 @@ async fn every_view_can_be_kept_as_a_lambda_view() {
         planner.view(view).await.unwrap_or_else(|fault| panic!("{fault:?}"));
     }
     let video_views = &catalog.views["video_views"];
-    assert_eq!(video_views.refresh_every, Duration::from_secs(3_600));
+    assert_eq!(video_views.refresh_every, RefreshEvery::Interval(Duration::from_secs(3_600)));
 }

@@ -14,9 +14,9 @@ use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Location, Token};
 
 use super::Fault;
+use super::schedule::RefreshEvery;
 use super::stream::{Check, Column, ColumnType, Stream};
 use super::view::{REFRESH_EVERY_DEFAULT, View};
-use crate::config::parse_duration;
 
 /// One statement of a file in `sql/`.
 #[derive(Debug, Clone, PartialEq)]
@@ -147,16 +147,14 @@ fn options(file: &str, start: Location, options: &CreateTableOptions) -> Result<
         .collect()
 }
 
-fn refresh_every(file: &str, options: Options) -> Result<std::time::Duration, Fault> {
+fn refresh_every(file: &str, options: Options) -> Result<RefreshEvery, Fault> {
     let mut every = REFRESH_EVERY_DEFAULT;
     for (key, text) in options {
         let at = key.span.start;
         if normalize(&key) != "refresh_every" {
             return Err(fault(file, at, format!("unknown option {key}; a view takes refresh_every")));
         }
-        every = parse_duration(&text).ok_or_else(|| {
-            fault(file, at, format!("{text:?} is not a duration; write it like '30s' or '1 hour'"))
-        })?;
+        every = RefreshEvery::parse(&text).map_err(|reason| fault(file, at, reason))?;
     }
     Ok(every)
 }
