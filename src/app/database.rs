@@ -42,6 +42,7 @@ impl Merged {
             health: core.health.clone(),
             clock: Arc::clone(&core.clock),
             settings: core.config.public_settings(),
+            census: Arc::clone(&core.census),
         };
         Self {
             engine: Arc::clone(&core.engine),

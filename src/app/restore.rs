@@ -31,7 +31,7 @@ pub async fn delta(
     let mut states = BTreeMap::new();
     if archive.files_in(Kind::Event, base).next().is_some() {
         for (name, input) in names.views.iter().filter(|(_, input)| input.stream.name == stream) {
-            let records = archive.table(input.stream.record_schema(), Kind::Event, base);
+            let records = archive.records(&input.stream, Kind::Event, base);
             let plan = input.view.state_plan(Arc::new(records))?;
             let batches =
                 engine.collect(plan, THREADS).await.with_context(|| format!("cannot restore view {name}"))?;
@@ -45,7 +45,7 @@ pub async fn delta(
 pub async fn keys(engine: &Engine, stream: &Stream, archive: &ArchiveSnapshot) -> Result<KeyIndex> {
     let mut index = KeyIndex::default();
     let Some(column) = stream.key.and_then(|key| stream.columns.get(key)) else { return Ok(index) };
-    let table = archive.table(stream.record_schema(), Kind::Event, Epoch::default());
+    let table = archive.records(stream, Kind::Event, Epoch::default());
     let plan = LogicalPlanBuilder::scan("archive", provider_as_source(Arc::new(table)), None)?
         .project([ident(&column.name)])?
         .build()?;

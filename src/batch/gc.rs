@@ -40,7 +40,8 @@ mod tests {
     use crate::batch::{RunFile, ViewStates};
 
     fn generation(files: &[&str]) -> Arc<Generation> {
-        let run = |path: &&str| RunFile { path: (*path).into(), rows: 1, bytes: 1, sha256: String::new() };
+        let run =
+            |path: &&str| RunFile { path: (*path).into(), rows: 1, bytes: 1, sha256: String::new(), blocks: None };
         let view = ViewStates { fingerprint: String::new(), runs: files.iter().map(run).collect() };
         Arc::new(Generation { views: [("v".to_owned(), view)].into(), ..Generation::empty() })
     }

@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt};
@@ -27,6 +27,8 @@ pub enum Fault {
     Eio,
     /// The write happens, but the answer is lost.
     AfterWrite,
+    /// The write happens, the answer is lost, and so is that to the next question.
+    Unanswered,
     /// The process is gone: this and every later write does not happen.
     Killed,
 }
@@ -46,6 +48,7 @@ pub struct FaultyStore {
     writes: AtomicUsize,
     reads: AtomicUsize,
     plan: Mutex<Option<(usize, Fault)>>,
+    deaf: AtomicBool,
     listing: Mutex<Listing>,
 }
 
@@ -56,6 +59,7 @@ impl FaultyStore {
             writes: AtomicUsize::new(0),
             reads: AtomicUsize::new(0),
             plan: Mutex::new(None),
+            deaf: AtomicBool::new(false),
             listing: Mutex::new(Listing::True),
         })
     }
@@ -131,7 +135,8 @@ impl ObjectStore for FaultyStore {
             Some(Fault::DiskFull) => Err(failure(std::io::ErrorKind::StorageFull.into())),
             Some(Fault::Eio) => Err(failure(std::io::Error::from_raw_os_error(5))),
             Some(Fault::Killed) => Err(failure(std::io::Error::other("the process was killed"))),
-            Some(Fault::AfterWrite) => {
+            Some(fault @ (Fault::AfterWrite | Fault::Unanswered)) => {
+                self.deaf.store(fault == Fault::Unanswered, Ordering::SeqCst);
                 self.inner.put_opts(location, payload, opts).await?;
                 Err(failure(std::io::ErrorKind::TimedOut.into()))
             }
@@ -148,6 +153,9 @@ impl ObjectStore for FaultyStore {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         self.reads.fetch_add(1, Ordering::SeqCst);
+        if self.deaf.swap(false, Ordering::SeqCst) {
+            return Err(failure(std::io::ErrorKind::TimedOut.into()));
+        }
         self.inner.get_opts(location, options).await
     }
 

@@ -1,19 +1,21 @@
 //! How Parquet files are written, everywhere the same.
 //!
-//! parquet 59 checks page checksums when it reads but does not write them, so every file's SHA-256 is kept
-//! beside its name, in the commit or manifest that names it.
+//! parquet 59 checks page checksums when it reads but does not write them, so every file's SHA-256 and the digests of
+//! its blocks are kept beside its name, in the commit or manifest that names it.
 
 use std::sync::Arc;
 
 use ::parquet::arrow::ArrowWriter;
 use ::parquet::basic::{Compression, ZstdLevel};
 use ::parquet::errors::ParquetError;
-use ::parquet::file::properties::{EnabledStatistics, WriterProperties};
+use ::parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
+use ::parquet::schema::types::ColumnPath;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use object_store::path::Path;
 
+use super::blocks::BlockDigests;
 use super::{Created, Storage, StorageError, sha256_hex};
 
 /// Rows of a row group at most: the unit in which readers split and skip.
@@ -28,6 +30,7 @@ pub struct WrittenFile {
     pub bytes: u64,
     /// Of the whole file, 64 hexadecimal digits.
     pub sha256: String,
+    pub blocks: BlockDigests,
 }
 
 /// An encoded file that is still in memory.
@@ -37,17 +40,30 @@ pub struct EncodedFile {
     pub rows: u64,
     /// Of `bytes`, 64 hexadecimal digits.
     pub sha256: String,
+    pub blocks: BlockDigests,
 }
+
+/// How often a Bloom filter may say of a key that it could be there although it is not.
+const KEY_FILTER_ERRORS: f64 = 0.01;
 
 /// The settings of every file: zstd 1 (best size for its speed), dictionaries, statistics per page.
 pub fn writer_properties() -> WriterProperties {
+    common_properties().build()
+}
+
+/// With a Bloom filter on the column `key`, by which readers skip the row groups that do not hold one.
+fn keyed_properties(key: &str) -> WriterProperties {
+    let column = ColumnPath::new(vec![key.to_owned()]);
+    common_properties().set_column_bloom_filter_fpp(column, KEY_FILTER_ERRORS).build()
+}
+
+fn common_properties() -> WriterPropertiesBuilder {
     WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).unwrap_or_default()))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_bloom_filter_enabled(false)
         .set_created_by(concat!("viewledger ", env!("CARGO_PKG_VERSION")).to_owned())
-        .build()
 }
 
 /// Encodes batches into one file in memory as they arrive. CPU only; does no I/O.
@@ -58,7 +74,16 @@ pub struct ParquetSink {
 
 impl ParquetSink {
     pub fn new(schema: &SchemaRef) -> Result<Self, ParquetError> {
-        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(writer_properties()))?;
+        Self::with_properties(schema, writer_properties())
+    }
+
+    /// With a Bloom filter on the column `key`.
+    pub fn keyed(schema: &SchemaRef, key: &str) -> Result<Self, ParquetError> {
+        Self::with_properties(schema, keyed_properties(key))
+    }
+
+    fn with_properties(schema: &SchemaRef, properties: WriterProperties) -> Result<Self, ParquetError> {
+        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties))?;
         Ok(Self { writer, rows: 0 })
     }
 
@@ -79,8 +104,8 @@ impl ParquetSink {
 
     pub fn finish(self) -> Result<EncodedFile, ParquetError> {
         let bytes = Bytes::from(self.writer.into_inner()?);
-        let sha256 = sha256_hex(&bytes);
-        Ok(EncodedFile { bytes, rows: self.rows, sha256 })
+        let (sha256, blocks) = (sha256_hex(&bytes), BlockDigests::of(&bytes));
+        Ok(EncodedFile { bytes, rows: self.rows, sha256, blocks })
     }
 }
 
@@ -114,6 +139,7 @@ pub async fn put_encoded(storage: &Storage, path: &Path, file: &EncodedFile) -> 
             rows: file.rows,
             bytes: file.bytes.len() as u64,
             sha256: file.sha256.clone(),
+            blocks: file.blocks.clone(),
         }),
         Created::Taken => Err(StorageError::Damaged {
             path: path.to_string(),
@@ -124,9 +150,14 @@ pub async fn put_encoded(storage: &Storage, path: &Path, file: &EncodedFile) -> 
 
 /// Reads a file whole and compares its SHA-256. The error names the file.
 pub async fn verify_file(storage: &Storage, path: &Path, sha256: &str) -> Result<(), StorageError> {
+    read_verified(storage, path, sha256).await.map(drop)
+}
+
+/// As [`verify_file`], with the bytes.
+pub async fn read_verified(storage: &Storage, path: &Path, sha256: &str) -> Result<Bytes, StorageError> {
     let damaged = |reason: &str| StorageError::Damaged { path: path.to_string(), reason: reason.to_owned() };
     let bytes = storage.read(path).await?.ok_or_else(|| damaged("it is missing"))?;
-    if sha256_hex(&bytes) == sha256 { Ok(()) } else { Err(damaged("its content does not match its SHA-256")) }
+    if sha256_hex(&bytes) == sha256 { Ok(bytes) } else { Err(damaged("its content does not match its SHA-256")) }
 }
 
 #[cfg(test)]
