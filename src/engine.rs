@@ -28,6 +28,7 @@ use url::Url;
 mod combinator;
 mod date_trunc;
 mod inner;
+mod interval;
 pub mod planner;
 mod split;
 pub mod state;

@@ -6,12 +6,12 @@
 use std::sync::Arc;
 
 use ::parquet::arrow::ArrowWriter;
-use ::parquet::basic::{Compression, ZstdLevel};
+use ::parquet::basic::{Compression, Encoding, ZstdLevel};
 use ::parquet::errors::ParquetError;
 use ::parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use ::parquet::schema::types::ColumnPath;
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef};
 use bytes::Bytes;
 use object_store::path::Path;
 
@@ -46,24 +46,33 @@ pub struct EncodedFile {
 /// How often a Bloom filter may say of a key that it could be there although it is not.
 const KEY_FILTER_ERRORS: f64 = 0.01;
 
-/// The settings of every file: zstd 1 (best size for its speed), dictionaries, statistics per page.
-pub fn writer_properties() -> WriterProperties {
-    common_properties().build()
+/// The settings of every file: zstd 1 (best size for its speed), statistics per page; dictionaries but for instants,
+/// offsets and the like, which hardly repeat: their differences are small and cheaper to write than to look up.
+pub fn writer_properties(schema: &Schema) -> WriterProperties {
+    common_properties(schema).build()
 }
 
 /// With a Bloom filter on the column `key`, by which readers skip the row groups that do not hold one.
-fn keyed_properties(key: &str) -> WriterProperties {
-    let column = ColumnPath::new(vec![key.to_owned()]);
-    common_properties().set_column_bloom_filter_fpp(column, KEY_FILTER_ERRORS).build()
+fn keyed_properties(schema: &Schema, key: &str) -> WriterProperties {
+    let column = ColumnPath::from(vec![key.to_owned()]);
+    common_properties(schema).set_column_bloom_filter_fpp(column, KEY_FILTER_ERRORS).build()
 }
 
-fn common_properties() -> WriterPropertiesBuilder {
-    WriterProperties::builder()
+fn common_properties(schema: &Schema) -> WriterPropertiesBuilder {
+    let builder = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).unwrap_or_default()))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_bloom_filter_enabled(false)
-        .set_created_by(concat!("viewledger ", env!("CARGO_PKG_VERSION")).to_owned())
+        .set_created_by(concat!("viewledger ", env!("CARGO_PKG_VERSION")).to_owned());
+    let is_long = |field: &&FieldRef| matches!(field.data_type(), DataType::Int64 | DataType::Timestamp(..));
+    let by_differences = |builder: WriterPropertiesBuilder, field: &FieldRef| {
+        let column = ColumnPath::from(vec![field.name().clone()]);
+        builder
+            .set_column_dictionary_enabled(column.clone(), false)
+            .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED)
+    };
+    schema.fields().iter().filter(is_long).fold(builder, by_differences)
 }
 
 /// Encodes batches into one file in memory as they arrive. CPU only; does no I/O.
@@ -74,12 +83,12 @@ pub struct ParquetSink {
 
 impl ParquetSink {
     pub fn new(schema: &SchemaRef) -> Result<Self, ParquetError> {
-        Self::with_properties(schema, writer_properties())
+        Self::with_properties(schema, writer_properties(schema))
     }
 
     /// With a Bloom filter on the column `key`.
     pub fn keyed(schema: &SchemaRef, key: &str) -> Result<Self, ParquetError> {
-        Self::with_properties(schema, keyed_properties(key))
+        Self::with_properties(schema, keyed_properties(schema, key))
     }
 
     fn with_properties(schema: &SchemaRef, properties: WriterProperties) -> Result<Self, ParquetError> {
@@ -166,7 +175,7 @@ mod tests {
     use super::*;
     use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
     use arrow::array::Int64Array;
-    use arrow::datatypes::{DataType, Field, Schema};
+    use arrow::datatypes::Field;
 
     #[tokio::test]
     async fn what_is_written_is_read_and_a_flipped_bit_is_found() {
