@@ -14,7 +14,7 @@ use toml::{Table, Value};
 const DEFAULTS: &str = include_str!("../viewledger.example.toml");
 const ENV_PREFIX: &str = "VIEWLEDGER_";
 /// As long as the log of a table remembers the files that were replaced in it.
-const RETENTION_MAX: Duration = Duration::from_secs(24 * 3600);
+pub const RETENTION_MAX: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {

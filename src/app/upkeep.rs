@@ -11,7 +11,7 @@ use std::time::Duration;
 use object_store::ObjectStoreExt;
 use tokio::sync::oneshot;
 
-use crate::archive::compact::{self, CompactError, Workbench};
+use crate::archive::compact::{self, CompactError, Damaged, Workbench};
 use crate::archive::keep::{Fate, classify};
 use crate::archive::rewrite::{self, Rewrite};
 use crate::archive::{ArchiveError, ArchiveSnapshot};
@@ -22,7 +22,7 @@ use crate::ingest::committer::{Chore, Work};
 use crate::merge::census::Census;
 use crate::merge::snapshot::SnapshotCell;
 use crate::runtime::{Clock, Shutdown, chain};
-use crate::storage::Storage;
+use crate::storage::{Storage, StorageError};
 
 /// How long to wait before a committer's full queue is tried again.
 const QUEUE_INTERVAL: Duration = Duration::from_millis(20);
@@ -77,17 +77,47 @@ impl Upkeep {
 
     async fn round(&self, name: &str, stream: &Stream) -> Result<(), UpkeepError> {
         self.collect(name).await?;
+        let mut damaged = self.still_damaged(name).await;
+        let done = self.compact(name, stream, &mut damaged).await;
+        self.census.set_damaged(name, damaged);
+        done
+    }
+
+    /// Of the files that were found damaged, those that nobody restored.
+    async fn still_damaged(&self, name: &str) -> Damaged {
+        let snapshot = self.cell.load();
+        let mut still = Damaged::new();
+        for (path, reason) in self.census.damaged(name) {
+            let files = snapshot.streams.get(name).map(|stream| &stream.archive.files);
+            let file = files.and_then(|files| files.iter().find(|file| file.path.as_ref() == path));
+            if let Some(file) = file
+                && file.verify(&self.storage).await.is_err()
+            {
+                still.insert(path, reason);
+            }
+        }
+        still
+    }
+
+    /// Puts files together until none are due. Damaged ones are noted and stepped around.
+    async fn compact(&self, name: &str, stream: &Stream, damaged: &mut Damaged) -> Result<(), UpkeepError> {
+        let target = u64::try_from(self.settings.compact_bytes_target).unwrap_or(u64::MAX);
         while !self.shutdown.is_triggered() {
             let snapshot = self.cell.load();
             let Some(state) = snapshot.streams.get(name) else { return Ok(()) };
-            let target = u64::try_from(self.settings.compact_bytes_target).unwrap_or(u64::MAX);
-            let Some(files) = compact::due(&state.archive, snapshot.generation.epoch(name), target) else {
-                return Ok(());
-            };
+            let below = snapshot.generation.epoch(name);
+            let Some(files) = compact::due(&state.archive, below, target, damaged) else { return Ok(()) };
             drop(snapshot);
             let bench =
                 Workbench { engine: &self.engine, storage: &self.storage, stream, shutdown: &self.shutdown };
-            let rewrite = bench.put_together(files).await?;
+            let rewrite = match bench.put_together(files).await {
+                Err(CompactError::Storage(StorageError::Damaged { path, reason })) => {
+                    tracing::error!(stream = name, path, reason, "archive file is damaged; restore it from a copy");
+                    damaged.insert(path, reason);
+                    continue;
+                }
+                done => done?,
+            };
             let (files, rows, bytes) = (rewrite.files(), rewrite.rows(), rewrite.bytes());
             self.committed(name, rewrite).await?;
             tracing::info!(stream = name, files, rows, bytes, "archive files put together");
@@ -104,7 +134,7 @@ impl Upkeep {
         let unneeded = classify(listed, &snapshot, self.clock.now(), self.settings.retention);
         drop(snapshot);
         let (doomed, kept): (Vec<_>, Vec<_>) = unneeded.into_iter().partition(|file| file.fate == Fate::Delete);
-        self.census.set(name, kept);
+        self.census.set_unneeded(name, kept);
         for doomed in doomed {
             let (path, state) = (&doomed.file.path, doomed.state.name());
             match self.storage.store().delete(path).await {

@@ -7,6 +7,7 @@
 //! Within a file, records are sorted by the day of the event and then by the key. So a range of days skips row
 //! groups, a key is in one page of one row group, and the Bloom filter on it spares the others.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, SchemaRef};
@@ -34,13 +35,22 @@ const FILES_MIN: usize = 8;
 /// Files put together at once at most: each is a line of the log.
 const FILES_MAX: usize = 1024;
 
-/// The next files to put together: all of one kind with the same columns, side by side, from epochs up to `below`.
-/// `target_bytes` is what a file shall have.
-pub fn due(snapshot: &ArchiveSnapshot, below: Epoch, target_bytes: u64) -> Option<Vec<Arc<ArchiveFile>>> {
+/// Object names of files that cannot be read, and why.
+pub type Damaged = BTreeMap<String, String>;
+
+/// The next files to put together: all of one kind with the same columns, side by side, from epochs up to `below`, and
+/// none that is damaged. `target_bytes` is what a file shall have.
+pub fn due(
+    snapshot: &ArchiveSnapshot,
+    below: Epoch,
+    target_bytes: u64,
+    damaged: &Damaged,
+) -> Option<Vec<Arc<ArchiveFile>>> {
     Kind::ALL.into_iter().find_map(|kind| {
         let files: Vec<&Arc<ArchiveFile>> =
             snapshot.files.iter().filter(|file| file.kind == kind && file.epoch <= below).collect();
-        let small = |file: &ArchiveFile| file.bytes <= target_bytes / 2;
+        let small =
+            |file: &ArchiveFile| file.bytes <= target_bytes / 2 && !damaged.contains_key(file.path.as_ref());
         files
             .chunk_by(|a, b| small(a) && small(b) && a.columns == b.columns)
             .find_map(|run| window(run, target_bytes))

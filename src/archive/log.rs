@@ -22,6 +22,7 @@ use sha2::{Digest, Sha256};
 use super::keep::{RetiredFile, RetiredFiles};
 use super::ledger::{Ledger, Standing};
 use super::{ArchiveFile, Kind};
+use crate::config;
 use crate::position::{Epoch, StreamFrontier};
 use crate::storage::blocks::BlockDigests;
 use crate::storage::paths::ArchivePaths;
@@ -33,7 +34,7 @@ const APPLICATION: &str = "viewledger";
 const FORMATS: [u32; 2] = [1, 2];
 /// How long removed files are remembered, as the table's own setting `delta.deletedFileRetentionDuration` says to
 /// others and to checkpoints. No setting of ours may keep them longer.
-pub(super) const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
+pub(super) const REMEMBERED: Duration = config::RETENTION_MAX;
 
 /// What a commit of ours says about the archive after it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ use datafusion::common::Result;
 use super::catalog::Names;
 use super::census::Census;
 use super::snapshot::{Snapshot, StreamSnapshot};
+use crate::archive::compact::Damaged;
 use crate::archive::keep::{FileState, Unneeded};
 use crate::archive::{ArchiveFile, Kind};
 use crate::kafka::status::IntakeStatus;
@@ -197,7 +198,8 @@ enum FileRow<'a> {
 }
 
 fn files(snapshot: &Snapshot, around: &Surroundings) -> Columns {
-    let others = around.census.files();
+    let others = around.census.unneeded();
+    let damaged: Damaged = snapshot.streams.keys().flat_map(|name| around.census.damaged(name)).collect();
     let named: HashSet<&str> =
         snapshot.streams.values().flat_map(|s| s.archive.files.iter().map(|file| file.path.as_ref())).collect();
     let live = snapshot
@@ -232,6 +234,10 @@ fn files(snapshot: &Snapshot, around: &Surroundings) -> Columns {
             FileRow::Other(other) => other.file.bytes,
         }),
         "sha256": StringArray = |(_, row)| of_live(row).map(|(.., sha256)| sha256),
+        "fault": StringArray = |(_, row)| match row {
+            FileRow::Live(file) => damaged.get(file.path.as_ref()).cloned(),
+            FileRow::Other(_) => None,
+        },
     )
 }
 

@@ -109,3 +109,29 @@ async fn replaced_files_and_orphans_are_shown_and_stay_for_a_while() {
     assert_eq!(data_files(&world).len(), 3 + small + 2);
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_file_is_shown_and_the_others_are_put_together() {
+    let world = keeping("300ms").await;
+    let server = world.serve().await;
+    write_epochs(&world, &server, "a", 0).await;
+    // Nobody but compaction reads all of the duplicates.
+    let mut files = data_files(&world);
+    files.retain(|path| path.parent().unwrap().ends_with("duplicates"));
+    files.sort();
+    let good = std::fs::read(&files[0]).unwrap();
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 4;
+    std::fs::write(&files[0], bad).unwrap();
+    server.refresh().await;
+    let shown = "SELECT count(*), min(fault), min(first_epoch) FROM system.files WHERE fault IS NOT NULL";
+    server.until(shown, &["1|its content does not match its SHA-256|1"]).await;
+    until_files(&server, "live", 4).await;
+    assert_eq!(server.get("/healthz").await.unwrap().0, 200);
+    // It stays known, round after round, until it was restored.
+    server.until(shown, &["1|its content does not match its SHA-256|1"]).await;
+    std::fs::write(&files[0], good).unwrap();
+    server.until(shown, &["0|-|-"]).await;
+    server.assert_equivalent().await;
+    server.stop().await;
+}

@@ -86,7 +86,7 @@ async fn put_together(storage: &Storage, files: Vec<Arc<ArchiveFile>>) -> Result
 
 /// All of the small files of events, and a target that they do not reach.
 fn due_events(archive: &Archive, below: u64) -> Vec<Arc<ArchiveFile>> {
-    due(&archive.snapshot(), Epoch(below), 1 << 20).unwrap()
+    due(&archive.snapshot(), Epoch(below), 1 << 20, &Damaged::new()).unwrap()
 }
 
 async fn offsets(storage: &Storage, snapshot: &ArchiveSnapshot, kind: Kind) -> BTreeSet<i64> {
@@ -142,7 +142,7 @@ fn snapshot(files: Vec<Arc<ArchiveFile>>) -> ArchiveSnapshot {
 /// The epochs of the files that are due, of files with these sizes in epochs 1, 2, ...
 fn due_of(sizes: &[u64], below: u64) -> Vec<u64> {
     let files = sizes.iter().zip(1..).map(|(bytes, epoch)| of_size(epoch, *bytes)).collect();
-    let due = due(&snapshot(files), Epoch(below), 100).unwrap_or_default();
+    let due = due(&snapshot(files), Epoch(below), 100, &Damaged::new()).unwrap_or_default();
     due.iter().map(|file| file.epoch.0).collect()
 }
 
@@ -166,8 +166,16 @@ fn files_with_other_columns_are_not_mixed() {
     for file in &mut files[4..] {
         Arc::get_mut(file).unwrap().columns = Some("new".to_owned());
     }
-    let due = due(&snapshot(files), Epoch(16), 100).unwrap();
+    let due = due(&snapshot(files), Epoch(16), 100, &Damaged::new()).unwrap();
     assert_eq!(due.iter().map(|file| file.epoch.0).collect::<Vec<_>>(), (5..=16).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_damaged_file_is_stepped_around() {
+    let files: Vec<_> = (1..=20).map(|epoch| of_size(epoch, 1)).collect();
+    let damaged = [(files[3].path.to_string(), "it is missing".to_owned())].into();
+    let due = due(&snapshot(files), Epoch(20), 100, &damaged).unwrap();
+    assert_eq!(due.iter().map(|file| file.epoch.0).collect::<Vec<_>>(), (5..=20).collect::<Vec<_>>());
 }
 
 /// Over many epochs, how often a byte is written again, and how many files there are.
@@ -177,7 +185,7 @@ fn the_work_is_logarithmic_and_files_are_few() {
     let (mut rewritten, epochs) = (0, 4000);
     for epoch in 1..=epochs {
         files.push(of_size(epoch, 10));
-        while let Some(chosen) = due(&snapshot(files.clone()), Epoch(epoch), 10_000) {
+        while let Some(chosen) = due(&snapshot(files.clone()), Epoch(epoch), 10_000, &Damaged::new()) {
             let (first, last) = (chosen[0].first, chosen[chosen.len() - 1].epoch);
             let bytes = chosen.iter().map(|file| file.bytes).sum::<u64>();
             rewritten += bytes;
@@ -201,14 +209,14 @@ async fn files_are_put_together_and_hold_the_same_records() {
     let mut archive = filled(&storage).await;
     let before = archive.snapshot();
     for kind in [Kind::Event, Kind::Duplicate] {
-        let files = due(&archive.snapshot(), Epoch(EPOCHS - 2), 1 << 20).unwrap();
+        let files = due(&archive.snapshot(), Epoch(EPOCHS - 2), 1 << 20, &Damaged::new()).unwrap();
         assert_eq!((files.len(), files[0].kind), (10, kind));
         let rewrite = put_together(&storage, files).await.unwrap();
         let after = archive.rewrite(&rewrite).await.unwrap();
         assert_eq!((after.epoch, &after.frontier, &after.ledger), (before.epoch, &before.frontier, &before.ledger));
         assert_eq!(after.rows, before.rows);
     }
-    assert_eq!(due(&archive.snapshot(), Epoch(EPOCHS - 2), 1 << 20), None);
+    assert_eq!(due(&archive.snapshot(), Epoch(EPOCHS - 2), 1 << 20, &Damaged::new()), None);
     let after = archive.snapshot();
     assert_eq!((before.files.len(), after.files.len(), after.retired.iter().count()), (24, 6, 20));
     for snapshot in [&before, &after] {
@@ -404,4 +412,63 @@ async fn a_process_that_ends_stops_the_work() {
     let bench = Workbench { engine: &engine, storage: &storage, stream: &stream(), shutdown: &shutdown };
     let outcome = bench.put_together(due_events(&archive, EPOCHS)).await;
     assert!(matches!(outcome, Err(CompactError::Cancelled)));
+}
+
+/// Columns of every kind, and a file that was put together as one of several.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_put_together_is_put_together_again_whatever_its_columns() {
+    let text = "CREATE STREAM clicks (id UUID PRIMARY KEY, at TIMESTAMPTZ, n INTEGER, big BIGINT, x DOUBLE PRECISION, \
+                price DECIMAL(18, 6), day DATE, ok BOOLEAN, tags STRUCT<a TEXT, m DECIMAL(9, 2)>[]) \
+                WITH (topic = 'clicks', event_time = 'at')";
+    let Definition::Stream(stream) = ddl::parse("clicks.sql", text).unwrap().remove(0) else { panic!("a stream") };
+    let storage = memory();
+    let mut archive = Archive::open(&storage, "clicks", stream.archive_schema()).await.unwrap();
+    let (engine, shutdown) = (engine(&storage), Shutdown::default());
+    let bench = Workbench { engine: &engine, storage: &storage, stream: &stream, shutdown: &shutdown };
+    for epoch in 0..4_i64 {
+        let lines: String = (0..3)
+            .map(|n| {
+                format!(
+                    r#"{{"id":"0-{n}-{epoch}","at":"2026-01-0{}T00:00:00Z","n":{n},"big":{n},"x":0.5,"price":1.25,
+                        "day":"2026-01-01","ok":true,"tags":[{{"a":"t","m":2.5}},null],"_partition":0,"_offset":{}}}
+                       {{"id":"1-{n}-{epoch}","tags":null,"_partition":1,"_offset":{}}}"#,
+                    n + 1,
+                    epoch * 3 + n,
+                    epoch * 3 + n
+                )
+            })
+            .collect();
+        let schema = stream.record_schema();
+        let reader = arrow::json::ReaderBuilder::new(schema).build(std::io::Cursor::new(lines)).unwrap();
+        let mut writer = archive.begin();
+        for batch in reader {
+            writer.append_records(Kind::Event, &batch.unwrap()).unwrap();
+        }
+        let counted = u64::try_from(epoch + 1).unwrap() * 3;
+        let row = LedgerRow { passed: counted, events: counted, ..LedgerRow::default() };
+        let next = Offset((epoch + 1) * 3);
+        let frontier = StreamFrontier { topic: None, next: [0, 1].map(|p| (PartitionId(p), next)).into() };
+        let epoch = writer.finish(frontier, [0, 1].map(|p| (PartitionId(p), row)).into()).unwrap();
+        archive.commit(&epoch).await.unwrap();
+    }
+    for (from, to) in [(0, 2), (1, 3), (0, 2)] {
+        let files = archive.snapshot().files.get(from..to).unwrap().to_vec();
+        let rewrite = bench.put_together(files).await.unwrap();
+        archive.rewrite(&rewrite).await.unwrap();
+    }
+    let snapshot = archive.snapshot();
+    let [file] = snapshot.files.as_ref() else { panic!("{:?}", snapshot.files) };
+    assert_eq!((file.first, file.epoch, file.rows), (Epoch(1), Epoch(4), 24));
+    let context = engine.session();
+    let table = snapshot.table(stream.record_schema(), Kind::Event, Epoch(0));
+    context.register_table("clicks", Arc::new(table)).unwrap();
+    let sql = "SELECT count(*), count(DISTINCT id), sum(price), sum(n), count(tags), max(tags[1]['m']), min(day), \
+               count(DISTINCT _partition * 100 + _offset) FROM clicks";
+    let found = context.sql(sql).await.unwrap().collect().await.unwrap();
+    let cells: Vec<String> = found[0]
+        .columns()
+        .iter()
+        .map(|column| arrow::util::display::array_value_to_string(column, 0).unwrap())
+        .collect();
+    assert_eq!(cells, ["24", "24", "15.000000", "12", "12", "2.50", "2026-01-01", "24"]);
 }
