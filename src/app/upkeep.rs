@@ -5,8 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError};
-use std::time::Duration;
+use std::sync::mpsc::SyncSender;
 
 use object_store::ObjectStoreExt;
 use tokio::sync::oneshot;
@@ -23,9 +22,6 @@ use crate::merge::census::Census;
 use crate::merge::snapshot::SnapshotCell;
 use crate::runtime::{Clock, Shutdown, chain};
 use crate::storage::{Storage, StorageError};
-
-/// How long to wait before a committer's full queue is tried again.
-const QUEUE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What upkeep works with.
 pub struct Upkeep {
@@ -160,14 +156,12 @@ impl Upkeep {
     ) -> Result<Arc<ArchiveSnapshot>, UpkeepError> {
         let committer = self.committers.get(name).ok_or(UpkeepError::Stopped)?;
         let (answer, answered) = oneshot::channel();
-        let mut work = work(answer);
-        // A full queue means that intake waits for storage: so does upkeep, without holding a thread.
-        while let Err(refused) = committer.try_send(work) {
-            match refused {
-                TrySendError::Full(back) if !self.shutdown.is_triggered() => work = back,
-                _ => return Err(UpkeepError::Stopped),
-            }
-            tokio::time::sleep(QUEUE_INTERVAL).await;
+        let (committer, work) = (committer.clone(), work(answer));
+        // It waits its turn among those that wait for a place in the queue: one that asks again and again is never
+        // served while intake fills every place at once.
+        let sent = tokio::task::spawn_blocking(move || committer.send(work)).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            return Err(UpkeepError::Stopped);
         }
         Ok(answered.await.map_err(|_| UpkeepError::Stopped)??)
     }
