@@ -159,8 +159,8 @@ impl Upkeep {
         let (committer, work) = (committer.clone(), work(answer));
         // It waits its turn among those that wait for a place in the queue: one that asks again and again is never
         // served while intake fills every place at once.
-        let sent = tokio::task::spawn_blocking(move || committer.send(work)).await;
-        if !matches!(sent, Ok(Ok(()))) {
+        let sent = tokio::task::spawn_blocking(move || committer.send(work).is_ok()).await;
+        if !matches!(sent, Ok(true)) {
             return Err(UpkeepError::Stopped);
         }
         Ok(answered.await.map_err(|_| UpkeepError::Stopped)??)
