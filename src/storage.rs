@@ -15,6 +15,7 @@ use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use url::Url;
 
+pub mod blocks;
 pub mod local;
 pub mod lock;
 pub mod manifest;
@@ -22,6 +23,7 @@ pub mod merging;
 pub mod parquet;
 pub mod paths;
 pub mod scan;
+mod verified;
 
 #[cfg(test)]
 pub mod faults;

@@ -47,6 +47,7 @@ impl Merged {
             shelf: core.refresher.shelf(),
             history: core.refresher.history(),
             refreshes: core.refresher.refreshes(),
+            census: Arc::clone(&core.census),
         };
         Self {
             engine: Arc::clone(&core.engine),

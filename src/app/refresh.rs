@@ -122,6 +122,22 @@ impl Refresher {
         }))
     }
 
+    /// Runs further batch work on the same threads, until it ends or this does.
+    pub fn spawn(
+        &self,
+        name: &'static str,
+        health: &Health,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> Option<tokio::task::JoinHandle<()>> {
+        let _entered = self.runtime.as_ref()?.enter();
+        Some(crate::runtime::spawn(name, health, work))
+    }
+
+    /// The engine for batch work.
+    pub fn engine(&self) -> Arc<Engine> {
+        Arc::clone(&self.engine)
+    }
+
     /// Notify it to ask for a refresh before its time.
     pub fn wanted(&self) -> Arc<Notify> {
         Arc::clone(&self.wanted)

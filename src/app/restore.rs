@@ -31,7 +31,7 @@ pub async fn delta(
     let mut states = BTreeMap::new();
     if archive.files_in(Kind::Event, base).next().is_some() {
         for (name, input) in names.views.iter().filter(|(_, input)| input.stream.name == stream) {
-            let records = archive.table(input.stream.record_schema(), Kind::Event, base);
+            let records = archive.records(&input.stream, Kind::Event, base);
             let plan = input.view.state_plan(Arc::new(records))?;
             let batches =
                 engine.collect(plan, THREADS).await.with_context(|| format!("cannot restore view {name}"))?;

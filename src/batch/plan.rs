@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     fn file(rows: u64) -> RunFile {
-        RunFile { path: format!("r{rows}"), rows, bytes: 1, sha256: String::new() }
+        RunFile { path: format!("r{rows}"), rows, bytes: 1, sha256: String::new(), blocks: None }
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl Workshop<'_> {
         after: Epoch,
         id: GenerationId,
     ) -> Result<RunFile, RefreshError> {
-        let records = archive.table(stream.record_schema(), Kind::Event, after);
+        let records = archive.records(stream, Kind::Event, after);
         let plan = view.state_plan(Arc::new(records))?;
         self.write(view, plan, id, 0).await
     }
@@ -210,6 +210,12 @@ impl Workshop<'_> {
         let path = paths::view_file(view.name(), id, run);
         self.attempt.writes(&path);
         let file = put_encoded(self.storage, &path, &encoded).await?;
-        Ok(RunFile { path: file.path.to_string(), rows: file.rows, bytes: file.bytes, sha256: file.sha256 })
+        Ok(RunFile {
+            path: file.path.to_string(),
+            rows: file.rows,
+            bytes: file.bytes,
+            sha256: file.sha256,
+            blocks: Some(file.blocks.to_string()),
+        })
     }
 }

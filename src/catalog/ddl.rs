@@ -163,6 +163,7 @@ fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Locati
     let name = single_name(&table.name).map_err(|reason| fault(file, start, reason))?;
     let mut rules = Rules { file, stream: &name, key: None, checks: Vec::new() };
     let mut columns: Vec<Column> = Vec::with_capacity(table.columns.len());
+    let mut places = Vec::with_capacity(table.columns.len());
     for definition in &table.columns {
         let column = column(file, definition)?;
         if columns.iter().any(|c| c.name == column.name) {
@@ -173,6 +174,7 @@ fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Locati
             ));
         }
         columns.push(column);
+        places.push((definition.name.span.start.line, definition.name.span.start.column));
         for option in &definition.options {
             rules.column_option(definition, option.name.as_ref(), &option.option)?;
         }
@@ -221,6 +223,7 @@ fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Locati
     }
     Ok(Stream {
         topic: topic.ok_or_else(|| fault(file, start, format!("stream {name} needs WITH (topic = '...')")))?,
+        places,
         declared_at: format!("{file}:{}", start.line),
         name,
         columns,

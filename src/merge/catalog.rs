@@ -214,11 +214,13 @@ impl PinnedSchema {
     /// Records of one kind, from the archive and from the tail.
     fn records(&self, stream: &Stream, kind: Kind) -> Result<Arc<dyn TableProvider>> {
         let part = self.stream(stream)?;
-        let columns = match kind {
-            Kind::Event | Kind::Duplicate => stream.record_schema(),
-            Kind::Quarantined => quarantine_schema(),
+        let (columns, archived) = match kind {
+            Kind::Event | Kind::Duplicate => {
+                (stream.record_schema(), part.archive.records(stream, kind, Epoch::default()))
+            }
+            Kind::Quarantined => (quarantine_schema(), part.archive.rejects(Epoch::default())),
         };
-        let archived = part.archive.table(Arc::clone(&columns), kind, Epoch::default()).with_origin();
+        let archived = archived.with_origin();
         if let Some(older) = &self.as_of {
             let frontier = older.frontier.0.get(&stream.name).cloned().unwrap_or_default();
             return below(&frontier, Arc::new(archived));

@@ -1,5 +1,6 @@
 //! The schema `system`: what the program knows about itself, at the snapshot of the query.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{
@@ -11,11 +12,14 @@ use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::Result;
 
 use super::catalog::Names;
+use super::census::Census;
 use super::certificate::{Certificate, json};
 use super::reconcile::history::{Finding, History, Outcome};
 use super::refreshes::Refreshes;
 use super::snapshot::{Snapshot, StreamSnapshot};
-use crate::archive::Kind;
+use crate::archive::compact::Damaged;
+use crate::archive::keep::{FileState, Unneeded};
+use crate::archive::{ArchiveFile, Kind};
 use crate::batch::Generation;
 use crate::batch::shelf::Shelf;
 use crate::kafka::status::IntakeStatus;
@@ -33,6 +37,8 @@ pub struct Surroundings {
     pub shelf: Arc<Shelf>,
     pub history: Arc<History>,
     pub refreshes: Arc<Refreshes>,
+    /// What lies in the archive's folders beside its files.
+    pub census: Arc<Census>,
 }
 
 /// Names of the tables, and what a row is.
@@ -46,7 +52,7 @@ pub const TABLES: [(&str, &str); 11] = [
     ("views", "One row per view: its batch states in the current generation."),
     ("freshness", "One row per stream: the age of the newest record that is counted."),
     ("conservation", "One row per partition: offsets passed = counted + duplicate + quarantined + gaps."),
-    ("files", "One row per file of the archive."),
+    ("files", "One row per file in the archive's folders: live, retired by compaction, or an orphan."),
     ("settings", "One row per setting."),
 ];
 
@@ -67,7 +73,7 @@ pub fn table(
         "views" => views(snapshot, names),
         "freshness" => freshness(snapshot, around),
         "conservation" => conservation(snapshot),
-        "files" => files(snapshot),
+        "files" => files(snapshot, around),
         "settings" => settings(around),
         _ => return Ok(None),
     };
@@ -276,20 +282,53 @@ fn conservation(snapshot: &Snapshot) -> Columns {
     )
 }
 
-fn files(snapshot: &Snapshot) -> Columns {
-    let rows: Vec<_> = snapshot
+/// A file of the archive, or one that lies beside them.
+enum FileRow<'a> {
+    Live(&'a ArchiveFile),
+    Other(&'a Unneeded),
+}
+
+fn files(snapshot: &Snapshot, around: &Surroundings) -> Columns {
+    let others = around.census.unneeded();
+    let damaged: Damaged = snapshot.streams.keys().flat_map(|name| around.census.damaged(name)).collect();
+    let named: HashSet<&str> =
+        snapshot.streams.values().flat_map(|s| s.archive.files.iter().map(|file| file.path.as_ref())).collect();
+    let live = snapshot
         .streams
         .iter()
-        .flat_map(|(name, s)| s.archive.files.iter().map(move |file| (name, file)))
-        .collect();
-    columns!(rows,
+        .flat_map(|(name, s)| s.archive.files.iter().map(move |file| (name, FileRow::Live(file.as_ref()))));
+    // Upkeep looked at another moment: what this snapshot names is live.
+    let beside = others
+        .iter()
+        .filter(|(_, other)| !named.contains(other.file.path.as_ref()))
+        .map(|(name, other)| (name, FileRow::Other(other)));
+    let of_live = |row: &FileRow<'_>| match row {
+        FileRow::Live(file) => Some((file.kind.name(), file.rows, file.first.0, file.epoch.0, file.sha256.clone())),
+        FileRow::Other(_) => None,
+    };
+    columns!(live.chain(beside).collect(),
         "stream": StringArray = |(name, _)| Some(name.as_str()),
-        "path": StringArray = |(_, file)| Some(file.path.to_string()),
-        "kind": StringArray = |(_, file)| Some(file.kind.name()),
-        "epoch": UInt64Array = |(_, file)| Some(file.epoch.0),
-        "rows": UInt64Array = |(_, file)| Some(file.rows),
-        "bytes": UInt64Array = |(_, file)| Some(file.bytes),
-        "sha256": StringArray = |(_, file)| Some(file.sha256.clone()),
+        "path": StringArray = |(_, row)| Some(match row {
+            FileRow::Live(file) => file.path.to_string(),
+            FileRow::Other(other) => other.file.path.to_string(),
+        }),
+        "state": StringArray = |(_, row)| Some(match row {
+            FileRow::Live(_) => FileState::Live.name(),
+            FileRow::Other(other) => other.state.name(),
+        }),
+        "kind": StringArray = |(_, row)| of_live(row).map(|(kind, ..)| kind),
+        "first_epoch": UInt64Array = |(_, row)| of_live(row).map(|(_, _, first, ..)| first),
+        "epoch": UInt64Array = |(_, row)| of_live(row).map(|(_, _, _, epoch, _)| epoch),
+        "rows": UInt64Array = |(_, row)| of_live(row).map(|(_, rows, ..)| rows),
+        "bytes": UInt64Array = |(_, row)| Some(match row {
+            FileRow::Live(file) => file.bytes,
+            FileRow::Other(other) => other.file.bytes,
+        }),
+        "sha256": StringArray = |(_, row)| of_live(row).map(|(.., sha256)| sha256),
+        "fault": StringArray = |(_, row)| match row {
+            FileRow::Live(file) => damaged.get(file.path.as_ref()).cloned(),
+            FileRow::Other(_) => None,
+        },
     )
 }
 

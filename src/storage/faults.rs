@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt};
@@ -27,6 +27,8 @@ pub enum Fault {
     Eio,
     /// The write happens, but the answer is lost.
     AfterWrite,
+    /// The write happens, the answer is lost, and so is that to the next question.
+    Unanswered,
     /// The process is gone: this and every later write does not happen.
     Killed,
 }
@@ -56,6 +58,7 @@ pub struct FaultyStore {
     reads: AtomicUsize,
     plan: Mutex<Option<(usize, Fault)>>,
     hook: Mutex<Option<Hook>>,
+    deaf: AtomicBool,
     listing: Mutex<Listing>,
 }
 
@@ -67,6 +70,7 @@ impl FaultyStore {
             reads: AtomicUsize::new(0),
             plan: Mutex::new(None),
             hook: Mutex::new(None),
+            deaf: AtomicBool::new(false),
             listing: Mutex::new(Listing::True),
         })
     }
@@ -150,7 +154,8 @@ impl ObjectStore for FaultyStore {
             Some(Fault::DiskFull) => Err(failure(std::io::ErrorKind::StorageFull.into())),
             Some(Fault::Eio) => Err(failure(std::io::Error::from_raw_os_error(5))),
             Some(Fault::Killed) => Err(failure(std::io::Error::other("the process was killed"))),
-            Some(Fault::AfterWrite) => {
+            Some(fault @ (Fault::AfterWrite | Fault::Unanswered)) => {
+                self.deaf.store(fault == Fault::Unanswered, Ordering::SeqCst);
                 self.inner.put_opts(location, payload, opts).await?;
                 Err(failure(std::io::ErrorKind::TimedOut.into()))
             }
@@ -167,6 +172,9 @@ impl ObjectStore for FaultyStore {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         self.reads.fetch_add(1, Ordering::SeqCst);
+        if self.deaf.swap(false, Ordering::SeqCst) {
+            return Err(failure(std::io::ErrorKind::TimedOut.into()));
+        }
         self.inner.get_opts(location, options).await
     }
 

@@ -5,9 +5,12 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod brokers;
+mod damage;
 mod definitions;
 mod disk;
+mod evolution;
 mod kafka;
+mod keeping;
 mod partitions;
 mod processes;
 mod random;
