@@ -6,12 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use anyhow::{Context, Result};
 
-use crate::archive::{Archive, ArchiveSnapshot};
-use crate::batch::publish::Generations;
+use crate::archive::{Archive, ArchiveError, ArchiveSnapshot, dedup, evolve};
 use crate::batch::run::ViewInput;
 use crate::catalog::stream::CompiledCheck;
 use crate::catalog::{Catalog, Fault, loader};
@@ -24,6 +23,7 @@ use crate::kafka::Source;
 use crate::kafka::consumer::{self, Intake};
 use crate::kafka::status::IntakeStatus;
 use crate::merge::catalog::Names;
+use crate::merge::census::Census;
 use crate::merge::snapshot::{Snapshot, SnapshotCell, StreamSnapshot};
 use crate::metrics::Metrics;
 use crate::position::StreamFrontier;
@@ -31,14 +31,17 @@ use crate::runtime::{Clock, Health, Shutdown, SystemClock, spawn_thread};
 use crate::storage::Storage;
 use crate::storage::lock::ProcessLock;
 
+pub mod data;
 pub mod database;
 pub mod guards;
 pub mod listen;
 pub mod refresh;
 pub mod restore;
+pub mod upkeep;
 
 use guards::Guards;
-use refresh::{Cut, Refresher, Workers};
+use refresh::{Cut, Means, Refresher, Schedule, Workers};
+use upkeep::Upkeep;
 
 /// Rows of one record batch inside a query.
 const BATCH_ROWS: usize = 8192;
@@ -81,6 +84,16 @@ pub async fn declare(config: &Config, engine: &Engine) -> Result<Declared, Vec<F
     }
     let names = Arc::new(Names { streams: catalog.streams.clone(), views });
     if faults.is_empty() { Ok(Declared { names, checks, catalog }) } else { Err(faults) }
+}
+
+/// What changed in the declaration of a stream, and must not: its archive was written under another one. Changes
+/// nothing.
+pub async fn evolution_faults(storage: &Storage, declared: &Declared) -> Result<Vec<Fault>, ArchiveError> {
+    let mut faults = Vec::new();
+    for stream in declared.names.streams.values() {
+        faults.extend(evolve::faults(storage, stream).await?);
+    }
+    Ok(faults)
 }
 
 /// An engine for queries or, with the settings of `[refresh]`, for batch work.
@@ -142,6 +155,8 @@ pub struct Core {
     pub declared: Arc<Declared>,
     pub cell: Arc<SnapshotCell>,
     pub refresher: Arc<Refresher>,
+    /// What lies in the archive's folders beside its files.
+    pub census: Arc<Census>,
     pub status: IntakeStatus,
     pub metrics: Arc<Metrics>,
     pub clock: Arc<dyn Clock>,
@@ -167,26 +182,34 @@ impl Core {
     pub async fn open_on(ground: Ground, config: Config, shutdown: Shutdown) -> Result<Self> {
         let Ground { storage, clock, engine, batch_engine, workers, declared, guards } = ground;
         let metrics = Arc::new(Metrics::new());
+        let faults = evolution_faults(&storage, &declared).await.context("cannot read the archives")?;
+        anyhow::ensure!(
+            faults.is_empty(),
+            "{}",
+            faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        );
         let mut archives = BTreeMap::new();
         for (name, stream) in &declared.names.streams {
-            let archive = Archive::open_at(&storage, name, stream.archive_schema(), Arc::clone(&clock)).await;
+            let archive = Archive::open_stream(&storage, stream, Arc::clone(&clock)).await;
             archives.insert(name.clone(), archive.with_context(|| format!("cannot open the archive of {name}"))?);
         }
         let snapshots: BTreeMap<String, Arc<ArchiveSnapshot>> =
             archives.iter().map(|(name, archive)| (name.clone(), archive.snapshot())).collect();
-        let refresher = Refresher::new(
-            batch_engine,
+        let health = Health::default();
+        let refresher = Refresher::new(Means {
+            engine: batch_engine,
             workers,
-            storage.clone(),
-            Arc::clone(&declared.names),
-            Arc::clone(&clock),
-            Arc::clone(&metrics),
-            shutdown.clone(),
-        );
-        let refresher = Arc::new(refresher.with_cut(if guards.cut { Cut::On } else { Cut::OffForTest }));
-        let latest = Generations::new(&storage).latest().await.context("cannot read the newest generation")?;
-        let generation =
-            refresher.complete(latest, &snapshots).await.context("cannot compute missing batch views")?;
+            storage: storage.clone(),
+            names: Arc::clone(&declared.names),
+            clock: Arc::clone(&clock),
+            metrics: Arc::clone(&metrics),
+            health: health.clone(),
+            shutdown: shutdown.clone(),
+            generations_max: config.refresh.generations_keep,
+            reconciliations_max: config.refresh.reconciliations_keep,
+            cut: if guards.cut { Cut::On } else { Cut::OffForTest },
+        });
+        let generation = refresher.begin(&snapshots).await?;
 
         let mut streams = BTreeMap::new();
         for (name, archive) in snapshots {
@@ -199,22 +222,31 @@ impl Core {
                 generation.id,
                 generation.epoch(&name)
             );
+            anyhow::ensure!(
+                archive.cuts_at(generation.epoch(&name)),
+                "generation {} ends at epoch {} of {name}, and the archive's files were put together past it: a newer \
+                 generation is missing; restore it from a copy, or remove the folders generations and views to have all \
+                 views computed anew",
+                generation.id,
+                generation.epoch(&name)
+            );
             let delta = restore::delta(&engine, &declared.names, &name, &archive, generation.epoch(&name)).await?;
             let end = Arc::new(archive.frontier.clone());
             let ledger = Arc::new(archive.ledger.clone());
             streams.insert(name, StreamSnapshot { archive, delta: Arc::new(delta), end, ledger });
         }
-        let cell = Arc::new(SnapshotCell::new(Snapshot { generation: Arc::new(generation), streams }));
+        let cell = Arc::new(SnapshotCell::new(Snapshot { generation, streams }));
         Ok(Self {
             config: Arc::new(config),
             engine,
             declared,
             cell,
             refresher,
+            census: Arc::default(),
             status: IntakeStatus::default(),
             metrics,
             clock,
-            health: Health::default(),
+            health,
             shutdown,
             storage,
             archives,
@@ -225,7 +257,7 @@ impl Core {
 
     /// Starts reading Kafka. Ends with shutdown; then [`Intake::join`] it.
     pub async fn start_intake(&mut self) -> Result<Running> {
-        let Wired { sources, sink, committers } = self.wire_intake().await?;
+        let Wired { sources, sink, committers, chores } = self.wire_intake().await?;
         let around = consumer::Surroundings {
             clock: Arc::clone(&self.clock),
             health: self.health.clone(),
@@ -237,7 +269,7 @@ impl Core {
             .map(|(committer, work)| spawn_thread("committer", &self.health, move || committer.run(&work)))
             .collect();
         let intake = Intake::start(&self.config.kafka, &self.config.ingest, sources, Box::new(sink), around)?;
-        Ok(Running { intake, committers })
+        Ok(Running { intake, committers, upkeep: self.upkeep(chores) })
     }
 
     /// Everything of intake but the threads that drive it. Done once.
@@ -245,10 +277,12 @@ impl Core {
         let mut sources = Vec::new();
         let mut streams = Vec::new();
         let mut committers = Vec::new();
+        let mut chores = BTreeMap::new();
         for (name, stream) in &self.declared.names.streams {
             let archive = self.archives.remove(name).context("intake is started once")?;
             let snapshot = archive.snapshot();
             let (sender, work) = sync_channel(COMMITTER_QUEUE);
+            chores.insert(name.clone(), sender.clone());
             let committer = Committer {
                 stream: name.clone(),
                 archive,
@@ -266,7 +300,13 @@ impl Core {
                 true => (snapshot.frontier.clone(), snapshot.ledger.clone()),
                 false => (StreamFrontier::default(), BTreeMap::new()),
             };
-            let keys = restore::keys(&self.engine, stream, &snapshot).await?;
+            let files = dedup::Files {
+                dir: self.config.storage.data_dir.join("keys").join(name),
+                table: snapshot.table.clone(),
+                keys_max: self.config.ingest.keys_in_memory_max,
+                health: self.health.clone(),
+            };
+            let keys = restore::keys(&self.engine, stream, &snapshot, files).await?;
             let reads = |view: &&ViewInput| view.stream.name == *name;
             streams.push(StreamIntake {
                 stream: Arc::clone(stream),
@@ -294,7 +334,23 @@ impl Core {
         };
         let dedup = if self.guards.dedup { Dedup::On } else { Dedup::OffForTest };
         let sink = Ingest::new(streams, limits, dedup, shared).context("cannot start intake")?;
-        Ok(Wired { sources, sink, committers })
+        let sink = if self.guards.true_delta { sink } else { sink.skewed_for_test() };
+        Ok(Wired { sources, sink, committers, chores })
+    }
+
+    fn upkeep(&self, committers: BTreeMap<String, SyncSender<Work>>) -> tokio::task::JoinHandle<()> {
+        let upkeep = Upkeep {
+            engine: self.refresher.engine(),
+            storage: self.storage.clone(),
+            streams: self.declared.names.streams.clone(),
+            committers,
+            cell: Arc::clone(&self.cell),
+            census: Arc::clone(&self.census),
+            clock: Arc::clone(&self.clock),
+            shutdown: self.shutdown.clone(),
+            settings: self.config.archive.clone(),
+        };
+        self.refresher.spawn("upkeep", &self.health, upkeep.run())
     }
 
     pub fn storage(&self) -> &Storage {
@@ -310,6 +366,8 @@ pub struct Wired {
     pub sink: Ingest,
     /// With what each is told.
     pub committers: Vec<(Committer, Receiver<Work>)>,
+    /// By stream, where upkeep hands in what its committer is to do.
+    pub chores: BTreeMap<String, SyncSender<Work>>,
 }
 
 /// The threads of intake.
@@ -317,12 +375,16 @@ pub struct Wired {
 pub struct Running {
     intake: Intake,
     committers: Vec<std::thread::JoinHandle<()>>,
+    /// Runs on the refresher's threads; it ends when the process does, before the committers.
+    upkeep: tokio::task::JoinHandle<()>,
 }
 
 impl Running {
     /// Waits for the threads to end, which they do after shutdown was triggered.
     pub fn join(self) {
         self.intake.join();
+        // It has a sender of each committer, which end when nobody can send to them any more.
+        drop(futures::executor::block_on(self.upkeep));
         for committer in self.committers {
             // A panic has poisoned health already.
             drop(committer.join());
@@ -331,9 +393,9 @@ impl Running {
 }
 
 impl Core {
-    /// Every view is refreshed with the one that is due first: all stand at one frontier.
-    fn refresh_interval(&self) -> std::time::Duration {
-        let views = self.declared.catalog.views.values().map(|view| view.refresh_every);
-        views.fold(self.config.refresh.interval_max, std::time::Duration::min)
+    /// When the views want to be refreshed.
+    fn schedule(&self) -> Schedule {
+        let views = self.declared.catalog.views.values().map(|view| view.refresh_every.clone()).collect();
+        Schedule { views, interval_max: self.config.refresh.interval_max }
     }
 }

@@ -14,9 +14,9 @@ use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Location, Token};
 
 use super::Fault;
+use super::schedule::RefreshEvery;
 use super::stream::{Check, Column, ColumnType, Stream};
 use super::view::{REFRESH_EVERY_DEFAULT, View};
-use crate::config::parse_duration;
 
 /// One statement of a file in `sql/`.
 #[derive(Debug, Clone, PartialEq)]
@@ -147,16 +147,14 @@ fn options(file: &str, start: Location, options: &CreateTableOptions) -> Result<
         .collect()
 }
 
-fn refresh_every(file: &str, options: Options) -> Result<std::time::Duration, Fault> {
+fn refresh_every(file: &str, options: Options) -> Result<RefreshEvery, Fault> {
     let mut every = REFRESH_EVERY_DEFAULT;
     for (key, text) in options {
         let at = key.span.start;
         if normalize(&key) != "refresh_every" {
             return Err(fault(file, at, format!("unknown option {key}; a view takes refresh_every")));
         }
-        every = parse_duration(&text).ok_or_else(|| {
-            fault(file, at, format!("{text:?} is not a duration; write it like '30s' or '1 hour'"))
-        })?;
+        every = RefreshEvery::parse(&text).map_err(|reason| fault(file, at, reason))?;
     }
     Ok(every)
 }
@@ -165,6 +163,7 @@ fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Locati
     let name = single_name(&table.name).map_err(|reason| fault(file, start, reason))?;
     let mut rules = Rules { file, stream: &name, key: None, checks: Vec::new() };
     let mut columns: Vec<Column> = Vec::with_capacity(table.columns.len());
+    let mut places = Vec::with_capacity(table.columns.len());
     for definition in &table.columns {
         let column = column(file, definition)?;
         if columns.iter().any(|c| c.name == column.name) {
@@ -175,6 +174,7 @@ fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Locati
             ));
         }
         columns.push(column);
+        places.push((definition.name.span.start.line, definition.name.span.start.column));
         for option in &definition.options {
             rules.column_option(definition, option.name.as_ref(), &option.option)?;
         }
@@ -223,6 +223,7 @@ fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Locati
     }
     Ok(Stream {
         topic: topic.ok_or_else(|| fault(file, start, format!("stream {name} needs WITH (topic = '...')")))?,
+        places,
         declared_at: format!("{file}:{}", start.line),
         name,
         columns,

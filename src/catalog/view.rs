@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use datafusion::sql::sqlparser::ast::Query;
 
+use super::schedule::RefreshEvery;
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct View {
     pub name: String,
     pub query: Box<Query>,
-    pub refresh_every: Duration,
+    pub refresh_every: RefreshEvery,
     /// What a row is, from the comment above the statement.
     pub comment: Option<String>,
     pub file: String,
@@ -16,4 +18,4 @@ pub struct View {
 }
 
 /// How often a view is refreshed that does not say so itself.
-pub const REFRESH_EVERY_DEFAULT: Duration = Duration::from_secs(3600);
+pub const REFRESH_EVERY_DEFAULT: RefreshEvery = RefreshEvery::Interval(Duration::from_secs(3600));

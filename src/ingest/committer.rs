@@ -5,10 +5,12 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use datafusion::arrow::record_batch::RecordBatch;
+use tokio::sync::oneshot;
 
 use crate::archive::ledger::Ledger;
+use crate::archive::rewrite::Rewrite;
 use crate::archive::writer::{EncodedEpoch, EpochWriter};
-use crate::archive::{Archive, ArchiveError, Kind};
+use crate::archive::{Archive, ArchiveError, ArchiveSnapshot, Kind};
 use crate::merge::snapshot::SnapshotCell;
 use crate::metrics::{Metrics, StreamLabel, WorkOutcome};
 use crate::position::StreamFrontier;
@@ -20,6 +22,17 @@ pub enum Work {
     Append(Kind, RecordBatch),
     /// The epoch ends here: commit it.
     Seal(StreamFrontier, Ledger),
+    /// Something that leaves the records as they are; whoever asked is told how it went.
+    Chore(Chore, oneshot::Sender<Result<Arc<ArchiveSnapshot>, ArchiveError>>),
+}
+
+/// What the writer of the archive does between two epochs.
+#[derive(Debug)]
+pub enum Chore {
+    /// Make sure that nobody else writes.
+    CatchUp,
+    /// Put a larger file in the place of small ones.
+    Rewrite(Rewrite),
 }
 
 /// How a try to commit ended.
@@ -71,6 +84,33 @@ impl Committer {
         Ok(())
     }
 
+    /// An error from which the archive recovers goes to whoever asked; it is for them to try again.
+    fn chore(
+        &mut self,
+        chore: Chore,
+        answer: oneshot::Sender<Result<Arc<ArchiveSnapshot>, ArchiveError>>,
+    ) -> Result<(), ArchiveError> {
+        let done = self.io.block_on(async {
+            match &chore {
+                Chore::CatchUp => self.archive.catch_up().await,
+                Chore::Rewrite(rewrite) => self.archive.rewrite(rewrite).await,
+            }
+        });
+        let answered = match done {
+            Ok(snapshot) => {
+                self.cell.update_stream(&self.stream, |stream| stream.archive = Arc::clone(&snapshot));
+                answer.send(Ok(snapshot))
+            }
+            Err(error) if error.is_retryable() || matches!(error, ArchiveError::Rewrite { .. }) => {
+                answer.send(Err(error))
+            }
+            Err(error) => return Err(error),
+        };
+        // Who asked may have gone; the archive stands as it stands.
+        drop(answered);
+        Ok(())
+    }
+
     /// Encodes what came. An epoch that ended here must be committed before anything else is taken.
     pub fn take(&mut self, work: Work) -> Result<Option<EncodedEpoch>, ArchiveError> {
         match work {
@@ -82,6 +122,7 @@ impl Committer {
                 let writer = self.open.take().unwrap_or_else(|| self.archive.begin());
                 writer.finish(frontier, ledger).map(Some)
             }
+            Work::Chore(chore, answer) => self.chore(chore, answer).map(|()| None),
         }
     }
 

@@ -11,7 +11,7 @@ use datafusion::arrow::compute::{concat_batches, filter_record_batch, not};
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use datafusion::arrow::error::ArrowError;
 
-use crate::archive::dedup::{KeyIndex, KeyTypeError};
+use crate::archive::dedup::{KeyError, KeyIndex};
 use crate::batch::run::ViewInput;
 use crate::catalog::stream::{REASON, quarantine_schema};
 use crate::delta::fold::{self, FoldError};
@@ -36,7 +36,7 @@ pub(super) enum SettleError {
     #[error(transparent)]
     Arrow(#[from] ArrowError),
     #[error(transparent)]
-    Key(#[from] KeyTypeError),
+    Key(#[from] KeyError),
 }
 
 /// Computes the states of `views` over `events`, without the records for which that fails. These do not use up their

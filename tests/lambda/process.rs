@@ -33,6 +33,8 @@ pub const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 /// What all processes of one thread share, because making it takes long.
 pub struct Stage {
     pub runtime: Runtime,
+    /// For what a process keeps beside the bucket.
+    data: tempfile::TempDir,
     pub engine: Arc<Engine>,
 }
 
@@ -40,7 +42,7 @@ impl Stage {
     pub fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let config = EngineConfig { threads: 1, memory_bytes_max: 1 << 30, spill_dir: None, batch_rows: 8192 };
-        Self { runtime, engine: Engine::new(config).unwrap() }
+        Self { runtime, data: tempfile::tempdir().unwrap(), engine: Engine::new(config).unwrap() }
     }
 
     /// Reads definitions as the program does, from files.
@@ -52,20 +54,21 @@ impl Stage {
         for (name, text) in files {
             std::fs::write(dir.path().join(name), text).unwrap();
         }
-        let config = config(dir.path());
+        let config = self.config(dir.path());
         let declared = self.runtime.block_on(declare(&config, &self.engine));
         declared.map(Arc::new).map_err(|faults| {
             let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
             format!("{}\n{files:?}", faults.join("\n"))
         })
     }
-}
 
-fn config(sql: &Path) -> Config {
-    let mut config = Config::defaults();
-    config.sql.dir = sql.to_owned();
-    config.archive.commit_interval = COMMIT_INTERVAL;
-    config
+    fn config(&self, sql: &Path) -> Config {
+        let mut config = Config::defaults();
+        config.sql.dir = sql.to_owned();
+        config.storage.data_dir = self.data.path().to_owned();
+        config.archive.commit_interval = COMMIT_INTERVAL;
+        config
+    }
 }
 
 /// What a process is started with.
@@ -143,14 +146,14 @@ impl Process {
             declared: Arc::clone(declared),
             guards,
         };
-        let config = config(Path::new("nowhere"));
+        let config = stage.config(Path::new("nowhere"));
         let record_bytes_max = config.ingest.record_bytes_max;
         let opened = stage.runtime.block_on(async {
             let mut core = Core::open_on(ground, config, Shutdown::default()).await?;
             let wired = core.wire_intake().await.context("intake")?;
             anyhow::Ok((core, wired))
         });
-        let (core, Wired { sources, sink, committers }) = opened?;
+        let (core, Wired { sources, sink, committers, .. }) = opened?;
         let frontiers = sources.iter().map(|source| source.frontier.clone()).collect();
         let lines = sources
             .into_iter()

@@ -47,7 +47,12 @@ pub enum Without {
 
 impl Without {
     fn guards(self) -> Guards {
-        Guards { dedup: self != Self::Dedup, stored_frontier: self != Self::StoredFrontier, cut: self != Self::Cut }
+        Guards {
+            dedup: self != Self::Dedup,
+            stored_frontier: self != Self::StoredFrontier,
+            cut: self != Self::Cut,
+            true_delta: true,
+        }
     }
 
     fn promises(self) -> Promises {

@@ -36,7 +36,11 @@ fn a_stream_with_everything() {
 fn a_view() {
     let sql = "CREATE MATERIALIZED VIEW v WITH (refresh_every = '1 hour') AS SELECT page, count(*) FROM raw.clicks GROUP BY page";
     let Definition::View(view) = parse("v.sql", sql).unwrap().remove(0) else { panic!("not a view") };
-    assert_eq!((view.name.as_str(), view.refresh_every.as_secs()), ("v", 3600));
+    let hour = RefreshEvery::Interval(std::time::Duration::from_secs(3600));
+    assert_eq!((view.name.as_str(), view.refresh_every), ("v", hour));
+    let nightly = sql.replace("1 hour", "30 2 * * *");
+    let Definition::View(view) = parse("v.sql", &nightly).unwrap().remove(0) else { panic!("not a view") };
+    assert!(matches!(view.refresh_every, RefreshEvery::Cron(_)));
 }
 
 #[test]
@@ -69,6 +73,10 @@ fn mistakes_are_placed() {
         (
             "CREATE MATERIALIZED VIEW v WITH (refresh_every='often') AS SELECT 1",
             "f.sql:1:34: \"often\" is not a duration",
+        ),
+        (
+            "CREATE MATERIALIZED VIEW v WITH (refresh_every='* 25 * * *') AS SELECT 1",
+            "f.sql:1:34: the hour of cron is 0 to 23",
         ),
         ("DROP TABLE x", "f.sql:1:1: only CREATE STREAM and CREATE MATERIALIZED VIEW are understood here"),
         ("CREATE STREAM s (a 'x", "f.sql:1:20: Unterminated string literal"),
