@@ -172,10 +172,10 @@ impl Process {
     }
 
     /// A micro-batch comes in: decoded, decided, and told to the committer.
-    pub fn deliver(&mut self, batch: RawBatch) -> Result<(), SinkError> {
+    pub fn deliver(&mut self, mut batch: RawBatch) -> Result<(), SinkError> {
         let now = self.core.clock.now();
         let Some(line) = self.lines.get(batch.source) else { return Ok(()) };
-        let decoded = line.decoder.decode(batch, now).map_err(|error| SinkError(error.to_string()))?;
+        let decoded = line.decoder.decode(&mut batch, now).map_err(|error| SinkError(error.to_string()))?;
         self.sink.accept(decoded)?;
         self.drain();
         Ok(())

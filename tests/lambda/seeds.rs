@@ -82,7 +82,7 @@ fn it_goes_red_without_each_guard() {
     goes_red(Without::Cut, &["equivalence"]);
     goes_red(Without::Dedup, &["equivalence"]);
     // Who was succeeded overwrites what its successor has committed.
-    goes_red(Without::Fencing, &["fencing", "durable first"]);
+    goes_red(Without::Fencing, &["fencing", "durable first", "one swap"]);
     goes_red(Without::Sync, &["durable first"]);
     goes_red(Without::StoredFrontier, &["truth of offsets"]);
 }
