@@ -27,7 +27,7 @@ use crate::views::{Shape, view_sql};
 const PARTITIONS: usize = 2;
 const STREAM: &str = "clicks";
 /// How many views there are to choose from: planning one takes as long as everything else of a case.
-const VIEWS: u64 = 500;
+const VIEWS: u64 = 250;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -115,7 +115,7 @@ fn explore(cases: u32) {
         ..Config::default()
     };
     let stage = Stage::new();
-    let schedules = (0..VIEWS, prop::collection::vec(step(), 1..9));
+    let schedules = (0..VIEWS, prop::collection::vec(step(), 1..8));
     let definitions = RefCell::new(BTreeMap::new());
     TestRunner::new(config)
         .run(&schedules, |(view, steps)| {
