@@ -29,7 +29,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let engine = app::planning_engine(&config)?;
     match io_runtime()?.block_on(app::declare(&config, &engine)) {
         Ok(declared) => {
-            let (streams, views) = (declared.catalog.streams.len(), declared.catalog.views.len());
+            let catalog = &declared.catalog;
+            let (streams, views) = (catalog.streams.len(), catalog.views.len() + catalog.ordinary.len());
             println!("{}: {streams} streams and {views} views are in order", config.sql.dir.display());
             Ok(ExitCode::SUCCESS)
         }

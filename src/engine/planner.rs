@@ -52,22 +52,22 @@ impl Planner {
     /// # Errors
     /// When its query cannot be planned, or not be computed in parts.
     pub async fn view(&self, view: &View) -> Result<LambdaView, Fault> {
-        let place = |error: &DataFusionError| match error.diagnostic().and_then(|d| d.span) {
-            Some(span) => (span.start.line, span.start.column),
-            None => unknown_name(&view.query, error).unwrap_or((view.line, 1)),
-        };
-        let fault = |(line, column), reason: String| Fault { file: view.file.clone(), line, column, reason };
-        let query = ast::Statement::Query(view.query.clone());
+        let declared = Declared { file: &view.file, line: view.line, query: &view.query };
         let plan = self
             .session
             .state()
-            .statement_to_plan(Statement::Statement(Box::new(query)))
+            .statement_to_plan(declared.statement())
             .await
-            .map_err(|error| fault(place(&error), reason(&error)))?;
-        LambdaView::split(&view.name, plan).map_err(|error| match &error {
-            ViewError::Plan { source, .. } => fault(place(source), reason(source)),
-            _ => fault((view.line, 1), error.to_string()),
-        })
+            .map_err(|error| declared.fault(&error))?;
+        let refused = |error: ViewError| match &error {
+            ViewError::Plan { source, .. } => declared.fault(source),
+            _ => declared.fault_at_start(error.to_string()),
+        };
+        let split = LambdaView::split(&view.name, plan).map_err(refused)?;
+        if view.billable {
+            split.refuse_unless_exact().map_err(refused)?;
+        }
+        Ok(split)
     }
 
     /// The checks of `stream`, ready to run on its records.
@@ -99,6 +99,34 @@ impl Planner {
             Ok(other) => Err(fault(format!("must be true or false, but is {other}"))),
             Err(error) => Err(fault(reason(&error))),
         }
+    }
+}
+
+/// The query of a view, and where it was declared.
+#[derive(Debug, Clone, Copy)]
+pub struct Declared<'a> {
+    pub file: &'a str,
+    /// Where the statement begins.
+    pub line: u64,
+    pub query: &'a ast::Query,
+}
+
+impl Declared<'_> {
+    pub fn statement(&self) -> Statement {
+        Statement::Statement(Box::new(ast::Statement::Query(Box::new(self.query.clone()))))
+    }
+
+    /// What the planner says of the query, at the place it speaks of.
+    pub fn fault(&self, error: &DataFusionError) -> Fault {
+        let (line, column) = match error.diagnostic().and_then(|d| d.span) {
+            Some(span) => (span.start.line, span.start.column),
+            None => unknown_name(self.query, error).unwrap_or((self.line, 1)),
+        };
+        Fault { file: self.file.to_owned(), line, column, reason: reason(error) }
+    }
+
+    pub fn fault_at_start(&self, reason: String) -> Fault {
+        Fault { file: self.file.to_owned(), line: self.line, column: 1, reason }
     }
 }
 

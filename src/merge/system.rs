@@ -14,7 +14,7 @@ use super::catalog::Names;
 use super::snapshot::{Snapshot, StreamSnapshot};
 use crate::archive::Kind;
 use crate::kafka::status::IntakeStatus;
-use crate::runtime::{Clock, Health, Micros};
+use crate::runtime::{Clock, Health, Micros, SystemClock};
 
 /// What system tables tell beside the snapshot.
 #[derive(Debug)]
@@ -24,6 +24,18 @@ pub struct Surroundings {
     pub clock: Arc<dyn Clock>,
     /// Name, value and the file or default it comes from are public; secrets are not settings.
     pub settings: Vec<(String, String)>,
+}
+
+impl Surroundings {
+    /// Of a process that has not begun: for the columns of the tables.
+    pub fn none() -> Self {
+        Self {
+            status: IntakeStatus::default(),
+            health: Health::default(),
+            clock: Arc::new(SystemClock),
+            settings: Vec::new(),
+        }
+    }
 }
 
 /// Names of the tables, and what a row is.
