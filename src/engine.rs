@@ -31,6 +31,7 @@ mod combinator;
 mod date_trunc;
 mod exact;
 mod inner;
+mod interval;
 pub mod planner;
 mod quantile;
 mod split;

@@ -10,8 +10,9 @@
 //! 4. the committer gets the records for the open epoch;
 //! 5. the snapshot moves: states, records, position and ledger at once.
 //!
-//! An epoch is sealed every `archive.commit_interval` or `archive.commit_bytes_max`. Sealing does not stop
-//! intake: the next epoch fills while the committer writes.
+//! An epoch is sealed every `archive.commit_interval` or `archive.commit_bytes_max`, and when nothing more comes after
+//! much has: what was caught up with is durable without waiting. Sealing does not stop intake: the next epoch fills
+//! while the committer writes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,8 +20,10 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use datafusion::arrow::array::{AsArray, BooleanArray};
+use datafusion::arrow::compute::kernels::boolean::and_not;
 use datafusion::arrow::compute::{filter_record_batch, not};
 use datafusion::arrow::datatypes::{Int32Type, TimestampMicrosecondType};
+use datafusion::arrow::error::ArrowError;
 use datafusion::arrow::record_batch::RecordBatch;
 
 use crate::archive::Kind;
@@ -38,6 +41,11 @@ use crate::runtime::{Clock, Shutdown};
 
 pub mod committer;
 mod settle;
+
+/// An epoch with this share of `archive.commit_bytes_max` is sealed ...
+const MUCH: usize = 8;
+/// ... once nothing has come for this long.
+const QUIET: Duration = Duration::from_millis(100);
 
 use committer::Work;
 use settle::{Settled, add_rejects, settle};
@@ -88,6 +96,8 @@ pub struct Ingest {
     dedup: Dedup,
     shared: Shared,
     runtime: tokio::runtime::Runtime,
+    /// When the last batch came.
+    taken: Instant,
 }
 
 #[derive(Debug)]
@@ -107,7 +117,7 @@ impl Ingest {
             .into_iter()
             .map(|intake| OpenStream { key: intake.stream.key, intake, bytes: 0, since: None })
             .collect();
-        Ok(Self { streams, limits, dedup, shared, runtime })
+        Ok(Self { streams, limits, dedup, shared, runtime, taken: Instant::now() })
     }
 
     fn take(&mut self, batch: Decoded) -> Result<(), SinkError> {
@@ -118,10 +128,11 @@ impl Ingest {
 
         let (events, duplicates) = match (stream.key, self.dedup) {
             (Some(key), Dedup::On) => {
-                let new = stream.intake.keys.insert(batch.records.column(key)).map_err(|e| failed("dedup", &e))?;
-                split(&batch.records, &new).map_err(|e| failed("dedup", &e))?
+                let keys = batch.records.column(key);
+                let new = stream.intake.keys.insert(keys, batch.sound.as_ref()).map_err(|e| failed("dedup", &e))?;
+                split(&batch, &new).map_err(|e| failed("dedup", &e))?
             }
-            _ => (batch.records.clone(), batch.records.slice(0, 0)),
+            _ => (batch.sound_records(), batch.records.slice(0, 0)),
         };
         let settled = self.runtime.block_on(settle(&self.shared.engine, &stream.intake.views, events));
         let Settled { events, states, failed: unfit } = settled.map_err(|e| failed("delta", &e))?;
@@ -183,8 +194,10 @@ impl Ingest {
 
     /// Seals what is due, and waits while the delta is over its budget.
     fn tend(&mut self) -> Result<(), SinkError> {
+        let quiet = self.taken.elapsed() >= QUIET;
         for stream in &mut self.streams {
-            if stream.since.is_some_and(|since| since.elapsed() >= self.limits.commit_interval) {
+            let caught_up = quiet && stream.bytes >= self.limits.commit_bytes_max / MUCH;
+            if caught_up || stream.since.is_some_and(|since| since.elapsed() >= self.limits.commit_interval) {
                 stream.seal(&self.shared.cell)?;
             }
         }
@@ -236,6 +249,7 @@ impl Ingest {
 
 impl Sink for Ingest {
     fn accept(&mut self, batch: Decoded) -> Result<(), SinkError> {
+        self.taken = Instant::now();
         self.take(batch)?;
         self.tend()
     }
@@ -311,14 +325,17 @@ impl OpenStream {
     }
 }
 
-fn split(
-    records: &RecordBatch,
-    new: &BooleanArray,
-) -> Result<(RecordBatch, RecordBatch), datafusion::arrow::error::ArrowError> {
+/// The records that are new, and the sound ones that are not.
+fn split(batch: &Decoded, new: &BooleanArray) -> Result<(RecordBatch, RecordBatch), ArrowError> {
+    let records = &batch.records;
     if new.true_count() == new.len() {
         return Ok((records.clone(), records.slice(0, 0)));
     }
-    Ok((filter_record_batch(records, new)?, filter_record_batch(records, &not(new)?)?))
+    let seen = match &batch.sound {
+        None => not(new)?,
+        Some(sound) => and_not(sound, new)?,
+    };
+    Ok((filter_record_batch(records, new)?, filter_record_batch(records, &seen)?))
 }
 
 fn partitions(batch: &RecordBatch) -> Vec<PartitionId> {

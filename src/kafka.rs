@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use datafusion::arrow::array::BooleanArray;
+use datafusion::arrow::compute::filter_record_batch;
 use datafusion::arrow::record_batch::RecordBatch;
 
 use crate::catalog::stream::{CompiledCheck, Stream};
@@ -13,6 +15,7 @@ use crate::runtime::Micros;
 pub mod columns;
 pub mod consumer;
 pub mod decode;
+mod instant;
 pub mod status;
 pub mod topics;
 
@@ -56,18 +59,31 @@ impl RawBatch {
     }
 }
 
-/// A [`RawBatch`] after decoding: every record is either in `records` or, with a reason, in `rejects`.
+/// A [`RawBatch`] after decoding: every record is either sound or, with a reason, in `rejects`.
 #[derive(Debug)]
 pub struct Decoded {
     pub source: usize,
     pub topic: Option<TopicIdentity>,
-    /// With [`Stream::record_schema`], in the order of arrival.
+    /// Records with the right types, with [`Stream::record_schema`], in the order of arrival.
     pub records: RecordBatch,
+    /// Which of `records` are sound; None means all. The others fail a check and are in `rejects` too: they are taken
+    /// out together with the duplicates, for that copies every column.
+    pub sound: Option<BooleanArray>,
     /// With [`crate::catalog::stream::quarantine_schema`], in the order of arrival.
     pub rejects: RecordBatch,
     pub positions: BTreeMap<PartitionId, Offset>,
     /// Bytes of all payloads.
     pub payload_bytes: usize,
+}
+
+impl Decoded {
+    /// The records that keep every check.
+    pub fn sound_records(&self) -> RecordBatch {
+        match &self.sound {
+            None => self.records.clone(),
+            Some(sound) => filter_record_batch(&self.records, sound).expect("the mask has one value a record"),
+        }
+    }
 }
 
 /// Takes micro-batches in order. Blocking inside is how a full pipeline slows the poll loop down.

@@ -42,10 +42,11 @@ pub async fn archive(config: &Config, events: u64) -> Result<()> {
             left -= rows;
             let batch = decoder.decode(records.batch(rows as usize), 1_793_600_000_000_000)?;
             bytes += batch.payload_bytes;
-            let new = keys.insert(batch.records.column(key))?;
+            let sound = batch.sound_records();
+            let new = keys.insert(sound.column(key), None)?;
             let pieces = [
-                (Kind::Event, filter_record_batch(&batch.records, &new)?),
-                (Kind::Duplicate, filter_record_batch(&batch.records, &not(&new)?)?),
+                (Kind::Event, filter_record_batch(&sound, &new)?),
+                (Kind::Duplicate, filter_record_batch(&sound, &not(&new)?)?),
                 (Kind::Quarantined, batch.rejects),
             ];
             for (kind, rows) in pieces {

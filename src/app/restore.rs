@@ -53,7 +53,7 @@ pub async fn keys(engine: &Engine, stream: &Stream, archive: &ArchiveSnapshot) -
     while let Some(batch) =
         batches.try_next().await.with_context(|| format!("cannot read the keys of {}", stream.name))?
     {
-        index.insert(batch.column(0))?;
+        index.insert(batch.column(0), None)?;
     }
     Ok(index)
 }

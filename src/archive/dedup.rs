@@ -40,12 +40,20 @@ impl KeyIndex {
         Ok(())
     }
 
-    /// Adds every key of `column`. True marks the rows whose key was not there before; of equal keys within the
-    /// column the first is new. NULL is new always: it identifies nothing.
-    pub fn insert(&mut self, column: &ArrayRef) -> Result<BooleanArray, KeyTypeError> {
+    /// Adds the key of every row of `column` that is `sound`; None means that all are. True marks the rows whose key
+    /// was not there before; of equal keys within the column the first is new. NULL is new always: it identifies
+    /// nothing.
+    pub fn insert(
+        &mut self,
+        column: &ArrayRef,
+        sound: Option<&BooleanArray>,
+    ) -> Result<BooleanArray, KeyTypeError> {
         self.keys.reserve(column.len(), mix);
-        let keys = keys(column)?;
-        Ok(keys.into_iter().map(|key| Some(key.is_none_or(|key| self.insert_one(key)))).collect())
+        let keys = keys(column)?.into_iter().enumerate();
+        let is_new = |(row, key): (usize, Option<u128>)| {
+            sound.is_none_or(|sound| sound.value(row)) && key.is_none_or(|key| self.insert_one(key))
+        };
+        Ok(keys.map(is_new).map(Some).collect())
     }
 
     fn insert_one(&mut self, key: u128) -> bool {
@@ -104,7 +112,7 @@ mod tests {
 
     fn insert(index: &mut KeyIndex, column: impl Array + 'static) -> Vec<bool> {
         let column: ArrayRef = Arc::new(column);
-        index.insert(&column).unwrap().iter().map(|v| v.unwrap()).collect()
+        index.insert(&column, None).unwrap().iter().map(|v| v.unwrap()).collect()
     }
 
     #[test]
@@ -118,6 +126,15 @@ mod tests {
         assert_eq!(index.len(), 3);
         let mut index = KeyIndex::default();
         assert_eq!(insert(&mut index, Int64Array::from(vec![1, 2, 1])), [true, true, false]);
+    }
+
+    #[test]
+    fn the_key_of_an_unsound_row_is_not_taken() {
+        let mut index = KeyIndex::default();
+        let column: ArrayRef = Arc::new(StringArray::from(vec!["a", "a", "b"]));
+        let sound = BooleanArray::from(vec![false, true, true]);
+        assert_eq!(index.insert(&column, Some(&sound)).unwrap(), BooleanArray::from(vec![false, true, true]));
+        assert_eq!(insert(&mut index, StringArray::from(vec!["a", "b"])), [false, false]);
     }
 
     #[test]

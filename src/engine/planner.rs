@@ -11,6 +11,7 @@ use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 
+use super::interval::as_durations;
 use super::state::{LambdaView, ViewError};
 use super::{CATALOG, DEFAULT_SCHEMA, Engine};
 use crate::catalog::stream::{Check, CompiledCheck, Stream};
@@ -89,7 +90,7 @@ impl Planner {
         let compile = || -> Result<_> {
             let schema = DFSchema::try_from(stream.record_schema())?;
             let expr = self.session.parse_sql_expr(&check.sql, &schema)?;
-            self.session.create_physical_expr(expr, &schema)
+            self.session.create_physical_expr(as_durations(expr, &schema)?, &schema)
         };
         let expr = compile().map_err(|error| fault(reason(&error)))?;
         match expr.data_type(&stream.record_schema()) {

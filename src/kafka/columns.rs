@@ -12,6 +12,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Unex
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use super::instant::parse_micros;
 use crate::catalog::stream::{Column, ColumnType};
 
 /// One decoded value, borrowed from the payload where it can be.
@@ -134,13 +135,7 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
         let slot = match self.0 {
             ColumnType::Text => Some(Slot::Text(Cow::Owned(value.to_owned()))),
             ColumnType::Uuid => Uuid::try_parse(value).ok().map(Slot::Uuid),
-            ColumnType::Timestamp => {
-                // SQL compares instants in nanoseconds at times: others would fail in a query, long after.
-                chrono::DateTime::parse_from_rfc3339(value)
-                    .ok()
-                    .filter(|at| at.timestamp_nanos_opt().is_some())
-                    .map(|at| Slot::Micros(at.timestamp_micros()))
-            }
+            ColumnType::Timestamp => parse_micros(value).map(Slot::Micros),
             ColumnType::Date => value.parse::<chrono::NaiveDate>().ok().map(|date| {
                 let days = date.signed_duration_since(chrono::NaiveDate::default()).num_days();
                 Slot::Days(i32::try_from(days).unwrap_or_default())

@@ -7,7 +7,6 @@ use datafusion::arrow::array::{
     Array, ArrayRef, BinaryBuilder, BooleanArray, Int32Builder, Int64Builder, RecordBatch, StringBuilder,
     TimestampMicrosecondBuilder,
 };
-use datafusion::arrow::compute::filter_record_batch;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::error::DataFusionError;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
@@ -15,7 +14,7 @@ use serde_json::value::RawValue;
 
 use super::columns::{ColumnBuilder, Slot, field_value};
 use super::{Decoded, RawBatch, RawRecord};
-use crate::catalog::stream::{ColumnType, CompiledCheck, Stream, quarantine_schema};
+use crate::catalog::stream::{Column, ColumnType, CompiledCheck, Stream, quarantine_schema};
 use crate::runtime::Micros;
 
 /// Decodes the records of one stream.
@@ -46,35 +45,21 @@ impl Decoder {
         Self { stream, checks, record_bytes_max, schema, quarantine: quarantine_schema() }
     }
 
-    /// Decodes `batch`. Every record of it ends up in `records` or in `rejects`.
+    /// Decodes `batch`. Every record of it ends up in `records`, in `rejects`, or, where it has the right types but
+    /// fails a check, in both and outside `sound`.
     pub fn decode(&self, batch: RawBatch, now: Micros) -> Result<Decoded, DecodeError> {
-        let mut builders: Vec<ColumnBuilder> =
-            self.stream.columns.iter().map(|c| ColumnBuilder::new(&c.kind, batch.records.len())).collect();
-        let mut extra = StringBuilder::new();
-        let mut accepted: Vec<&RawRecord> = Vec::with_capacity(batch.records.len());
-        let mut rejected: Vec<(&RawRecord, String)> = Vec::new();
-        for record in &batch.records {
-            match self.row(batch.payload(record)) {
-                Ok(row) => {
-                    builders.iter_mut().zip(&row.slots).for_each(|(builder, slot)| builder.append(slot));
-                    extra.append_option(row.extra);
-                    accepted.push(record);
-                }
-                Err(reason) => rejected.push((record, reason)),
-            }
-        }
-        let mut columns: Vec<ArrayRef> = builders.into_iter().map(ColumnBuilder::finish).collect();
-        columns.push(Arc::new(extra.finish()));
+        let (mut columns, accepted, mut rejected) = self.typed(&batch);
         columns.extend(self.coordinates(&accepted, now));
-        let mut records = RecordBatch::try_new(Arc::clone(&self.schema), columns)
+        let records = RecordBatch::try_new(Arc::clone(&self.schema), columns)
             .expect("builders were made from the schema and grew together");
-        self.apply_checks(&mut records, &accepted, &mut rejected)?;
+        let sound = self.apply_checks(&records, &accepted, &mut rejected)?;
         // Rejects by checks come after rejects by type; put them back into the order of arrival.
         rejected.sort_by_key(|(record, _)| (record.partition, record.offset));
         let rejects = self.rejects(&batch, &rejected, now);
         Ok(Decoded {
             source: batch.source,
             records,
+            sound,
             rejects,
             payload_bytes: batch.bytes.len(),
             topic: batch.topic,
@@ -82,7 +67,32 @@ impl Decoder {
         })
     }
 
-    fn row<'a>(&'a self, payload: Option<&'a [u8]>) -> Result<Row<'a>, String> {
+    /// The declared columns and undeclared fields of all records that have the right types; which these are; the
+    /// others, and why.
+    fn typed<'a>(&self, batch: &'a RawBatch) -> (Vec<ArrayRef>, Vec<&'a RawRecord>, Vec<Rejected<'a>>) {
+        let mut builders: Vec<ColumnBuilder> =
+            self.stream.columns.iter().map(|c| ColumnBuilder::new(&c.kind, batch.records.len())).collect();
+        let mut extra = StringBuilder::new();
+        let mut accepted: Vec<&RawRecord> = Vec::with_capacity(batch.records.len());
+        let mut rejected: Vec<Rejected<'_>> = Vec::new();
+        let mut slots: Vec<Slot<'_>> = Vec::with_capacity(self.stream.columns.len());
+        for record in &batch.records {
+            match self.row(batch.payload(record), &mut slots) {
+                Ok(undeclared) => {
+                    builders.iter_mut().zip(&slots).for_each(|(builder, slot)| builder.append(slot));
+                    extra.append_option(undeclared);
+                    accepted.push(record);
+                }
+                Err(reason) => rejected.push((record, reason)),
+            }
+        }
+        let mut columns: Vec<ArrayRef> = builders.into_iter().map(ColumnBuilder::finish).collect();
+        columns.push(Arc::new(extra.finish()));
+        (columns, accepted, rejected)
+    }
+
+    /// Reads one record into `slots`, one a column, and returns its undeclared fields as a JSON object.
+    fn row<'a>(&self, payload: Option<&'a [u8]>, slots: &mut Vec<Slot<'a>>) -> Result<Option<String>, String> {
         let bytes = payload.ok_or("the record has no value")?;
         if bytes.len() > self.record_bytes_max {
             let (have, max) = (bytes.len(), self.record_bytes_max);
@@ -90,25 +100,26 @@ impl Decoder {
         }
         let text = std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}"))?;
         let mut json = serde_json::Deserializer::from_str(text);
-        let row = RowSeed(&self.stream)
+        let undeclared = RowSeed { columns: &self.stream.columns, slots }
             .deserialize(&mut json)
-            .and_then(|row| json.end().map(|()| row))
+            .and_then(|undeclared| json.end().map(|()| undeclared))
             .map_err(|error| error.to_string())?;
-        for (column, slot) in self.stream.columns.iter().zip(&row.slots) {
+        for (column, slot) in self.stream.columns.iter().zip(slots.iter()) {
             if column.required && slot.is_null() {
                 let state = if *slot == Slot::Null { "null" } else { "missing" };
                 return Err(format!("field {}: required, but {state}", column.name));
             }
         }
-        Ok(row)
+        Ok(undeclared)
     }
 
+    /// Which records keep every check; None when all do.
     fn apply_checks<'a>(
         &self,
-        records: &mut RecordBatch,
+        records: &RecordBatch,
         accepted: &[&'a RawRecord],
-        rejected: &mut Vec<(&'a RawRecord, String)>,
-    ) -> Result<(), DecodeError> {
+        rejected: &mut Vec<Rejected<'a>>,
+    ) -> Result<Option<BooleanArray>, DecodeError> {
         let mut keep = vec![true; accepted.len()];
         for check in &self.checks {
             let verdicts = self.verdicts(check, records)?;
@@ -130,11 +141,7 @@ impl Decoder {
                 }
             }
         }
-        if keep.contains(&false) {
-            *records =
-                filter_record_batch(records, &BooleanArray::from(keep)).expect("the mask has one value a row");
-        }
-        Ok(())
+        Ok(keep.contains(&false).then(|| BooleanArray::from(keep)))
     }
 
     /// Whether each record passes; or why the expression fails on one of them.
@@ -178,7 +185,7 @@ impl Decoder {
         ]
     }
 
-    fn rejects(&self, batch: &RawBatch, rejected: &[(&RawRecord, String)], now: Micros) -> RecordBatch {
+    fn rejects(&self, batch: &RawBatch, rejected: &[Rejected<'_>], now: Micros) -> RecordBatch {
         let records: Vec<&RawRecord> = rejected.iter().map(|(record, _)| *record).collect();
         let mut columns = self.coordinates(&records, now);
         let mut reasons = StringBuilder::new();
@@ -193,33 +200,35 @@ impl Decoder {
     }
 }
 
-/// One record before it is appended to the columns.
-struct Row<'a> {
-    slots: Vec<Slot<'a>>,
-    /// Undeclared fields as a JSON object.
-    extra: Option<String>,
+/// A record that is set aside, and why.
+type Rejected<'a> = (&'a RawRecord, String);
+
+/// Reads a JSON object into one slot a column; its undeclared fields come back as a JSON object.
+struct RowSeed<'c, 'v, 'de> {
+    columns: &'c [Column],
+    /// Used again for each record.
+    slots: &'v mut Vec<Slot<'de>>,
 }
 
-struct RowSeed<'s>(&'s Stream);
-
-impl<'de> DeserializeSeed<'de> for RowSeed<'_> {
-    type Value = Row<'de>;
+impl<'de> DeserializeSeed<'de> for RowSeed<'_, '_, 'de> {
+    type Value = Option<String>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
-impl<'de> Visitor<'de> for RowSeed<'_> {
-    type Value = Row<'de>;
+impl<'de> Visitor<'de> for RowSeed<'_, '_, 'de> {
+    type Value = Option<String>;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("a JSON object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Row<'de>, A::Error> {
-        let columns = &self.0.columns;
-        let mut slots = vec![Slot::Absent; columns.len()];
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let Self { columns, slots } = self;
+        slots.clear();
+        slots.resize(columns.len(), Slot::Absent);
         let mut extra: Option<String> = None;
         // Producers write fields in the same order again and again: look at the next column first.
         let mut guess = 0;
@@ -243,7 +252,7 @@ impl<'de> Visitor<'de> for RowSeed<'_> {
         if let Some(extra) = &mut extra {
             extra.push('}');
         }
-        Ok(Row { slots, extra })
+        Ok(extra)
     }
 }
 

@@ -6,11 +6,12 @@
 use std::sync::Arc;
 
 use ::parquet::arrow::ArrowWriter;
-use ::parquet::basic::{Compression, ZstdLevel};
+use ::parquet::basic::{Compression, Encoding, ZstdLevel};
 use ::parquet::errors::ParquetError;
-use ::parquet::file::properties::{EnabledStatistics, WriterProperties};
+use ::parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
+use ::parquet::schema::types::ColumnPath;
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef};
 use bytes::Bytes;
 use object_store::path::Path;
 
@@ -39,15 +40,23 @@ pub struct EncodedFile {
     pub sha256: String,
 }
 
-/// The settings of every file: zstd 1 (best size for its speed), dictionaries, statistics per page.
-pub fn writer_properties() -> WriterProperties {
-    WriterProperties::builder()
+/// The settings of every file: zstd 1 (best size for its speed), statistics per page; dictionaries but for instants,
+/// offsets and the like, which hardly repeat: their differences are small and cheaper to write than to look up.
+pub fn writer_properties(schema: &Schema) -> WriterProperties {
+    let builder = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).unwrap_or_default()))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_bloom_filter_enabled(false)
-        .set_created_by(concat!("viewledger ", env!("CARGO_PKG_VERSION")).to_owned())
-        .build()
+        .set_created_by(concat!("viewledger ", env!("CARGO_PKG_VERSION")).to_owned());
+    let is_long = |field: &&FieldRef| matches!(field.data_type(), DataType::Int64 | DataType::Timestamp(..));
+    let by_differences = |builder: WriterPropertiesBuilder, field: &FieldRef| {
+        let column = ColumnPath::from(vec![field.name().clone()]);
+        builder
+            .set_column_dictionary_enabled(column.clone(), false)
+            .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED)
+    };
+    schema.fields().iter().filter(is_long).fold(builder, by_differences).build()
 }
 
 /// Encodes batches into one file in memory as they arrive. CPU only; does no I/O.
@@ -58,7 +67,7 @@ pub struct ParquetSink {
 
 impl ParquetSink {
     pub fn new(schema: &SchemaRef) -> Result<Self, ParquetError> {
-        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(writer_properties()))?;
+        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(writer_properties(schema)))?;
         Ok(Self { writer, rows: 0 })
     }
 
@@ -135,7 +144,7 @@ mod tests {
     use super::*;
     use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
     use arrow::array::Int64Array;
-    use arrow::datatypes::{DataType, Field, Schema};
+    use arrow::datatypes::Field;
 
     #[tokio::test]
     async fn what_is_written_is_read_and_a_flipped_bit_is_found() {
