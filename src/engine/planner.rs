@@ -5,7 +5,9 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use datafusion::catalog::{CatalogProvider, MemTable, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider};
+use datafusion::catalog::{
+    CatalogProvider, MemTable, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider,
+};
 use datafusion::common::{DFSchema, DataFusionError, Result, SchemaError};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
@@ -68,7 +70,25 @@ impl Planner {
         if view.billable {
             split.refuse_unless_exact().map_err(refused)?;
         }
+        self.rehearse(&split).await.map_err(|error| match error {
+            ViewError::Plan { source, .. } => declared.fault(&source),
+            other => declared.fault_at_start(other.to_string()),
+        })?;
         Ok(split)
+    }
+
+    /// Plans all that a view is computed with, on nothing: what the optimiser stumbles over is a fault of the
+    /// definition, and not of every record that comes.
+    async fn rehearse(&self, view: &LambdaView) -> Result<(), ViewError> {
+        let failed = |source| ViewError::plan(view.name(), source);
+        let records = self.session.table_provider(view.stream().clone()).await.map_err(failed)?;
+        let states = MemTable::try_new(view.state_schema(), vec![vec![]]).map_err(failed)?;
+        let states: Arc<dyn TableProvider> = Arc::new(states);
+        let plans = [view.state_plan(records)?, view.combine_plan(Arc::clone(&states))?, view.merge_plan(states)?];
+        for plan in plans {
+            self.session.state().create_physical_plan(&plan).await.map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// The checks of `stream`, ready to run on its records.

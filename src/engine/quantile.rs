@@ -140,7 +140,6 @@ struct Sketch {
 }
 
 /// Buckets are ordered as their values are.
-#[expect(clippy::cast_possible_truncation, reason = "20 bits are left of 64")]
 fn bucket(value: f64) -> i32 {
     if value.is_nan() {
         return NOT_A_NUMBER;
@@ -148,7 +147,8 @@ fn bucket(value: f64) -> i32 {
     if value.abs() < LEAST {
         return 0;
     }
-    let magnitude = (value.abs().to_bits() >> DROPPED_BITS) as i32;
+    // 20 bits are left of 64.
+    let magnitude = i32::try_from(value.abs().to_bits() >> DROPPED_BITS).unwrap_or(NOT_A_NUMBER - 1);
     if value < 0.0 { -magnitude } else { magnitude }
 }
 

@@ -23,14 +23,16 @@ use crate::engine::state::ViewError;
 const STREAM_SCHEMA: &str = "raw";
 
 /// What these give follows the order of rows, which no cut keeps; with ORDER BY it follows the data alone.
-const ORDER_DEPENDENT: [&str; 6] =
-    ["array_agg", "array_agg_limit", "first_value", "last_value", "nth_value", "string_agg"];
+const ORDER_DEPENDENT: [&str; 5] = ["array_agg", "array_agg_limit", "first_value", "last_value", "string_agg"];
 
 /// These keep a value of every record, and none of them has to.
 const UNBOUNDED: [&str; 2] = ["array_agg", "string_agg"];
 
-/// These merge, but not to one answer.
-const CUT_DEPENDENT: [&str; 1] = ["approx_percentile_cont_with_weight"];
+/// These merge, but not to one answer; and what does.
+const CUT_DEPENDENT: [(&str, &str); 2] = [
+    ("approx_percentile_cont_with_weight", "approx_percentile_cont or percentile_cont"),
+    ("nth_value", "(array_agg_limit(x, n ORDER BY ...))[n]"),
+];
 
 /// A query that may be cut, and where.
 #[derive(Debug)]
@@ -273,7 +275,9 @@ fn refuse_unless_row_by_row(view: &str, input: &LogicalPlan) -> Result<(), ViewE
                 side
             }
             LogicalPlan::Aggregate(_) => return Err(ViewError::NestedAggregate { view: view.to_owned() }),
-            LogicalPlan::TableScan(_) => return Err(ViewError::StreamInSubquery { view: view.to_owned() }),
+            LogicalPlan::TableScan(_) | LogicalPlan::Values(_) | LogicalPlan::EmptyRelation(_) => {
+                return Err(ViewError::StreamInSubquery { view: view.to_owned() });
+            }
             other => return Err(unsupported(view, other)),
         };
     }
@@ -318,8 +322,8 @@ fn refuse_function(view: &str, call: &AggregateFunction) -> Result<(), ViewError
     if UNBOUNDED.contains(&name) {
         return Err(ViewError::Unbounded { view, function });
     }
-    if CUT_DEPENDENT.contains(&name) {
-        return Err(ViewError::CutDependent { view, function });
+    if let Some((_, instead)) = CUT_DEPENDENT.iter().find(|(dependent, _)| *dependent == name) {
+        return Err(ViewError::CutDependent { view, function, instead });
     }
     if name == "any_value" || follows_order(name) && call.params.order_by.is_empty() {
         return Err(ViewError::OrderDependent { view, function });

@@ -93,11 +93,8 @@ pub enum ViewError {
          and for a text array_to_string of it"
     )]
     Unbounded { view: String, function: String },
-    #[error(
-        "view {view} uses {function}, whose answer follows the way its records are cut: use approx_percentile_cont or \
-         percentile_cont"
-    )]
-    CutDependent { view: String, function: String },
+    #[error("view {view} uses {function}, whose answer follows the way its records are cut: write {instead}")]
+    CutDependent { view: String, function: String, instead: &'static str },
     #[error(
         "view {view} is billable, but its {what} is {why}: use exact numbers (integers, DECIMAL, count(DISTINCT ...)), \
          or leave billable out"
@@ -148,11 +145,12 @@ impl LambdaView {
             .map_err(|source| ViewError::plan(name, source))?;
         let Cut { stream, aggregate, names } = Cut::find(name, &query)?;
         let plan = |source| ViewError::plan(name, source);
-        let carried = Carried::up(&aggregate.input).map_err(plan)?;
-        let mut calls = Vec::with_capacity(aggregate.aggr_expr.len());
-        let mut inners = Vec::with_capacity(aggregate.aggr_expr.len());
-        for expr in &aggregate.aggr_expr {
-            let call = carried.ordered(call(name, expr)?).map_err(plan)?;
+        let written = aggregate.aggr_expr.iter().map(|expr| call(name, expr)).collect::<Result<Vec<_>, _>>()?;
+        let carried = Carried::up(&aggregate.input, written.iter().copied()).map_err(plan)?;
+        let mut calls = Vec::with_capacity(written.len());
+        let mut inners = Vec::with_capacity(written.len());
+        for call in written {
+            let call = carried.ordered(call);
             let inner = Inner::try_new(&call, carried.input.schema()).map_err(|source| {
                 ViewError::NotMergeable { view: name.to_owned(), function: call.func.name().to_owned(), source }
             })?;

@@ -14,9 +14,6 @@ use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, Projection};
 use super::split::{follows_order, is_stream};
 use crate::catalog::stream::{OFFSET, PARTITION};
 
-/// The coordinates under names that no view uses.
-const CARRIED: [&str; 2] = ["_tie_partition", "_tie_offset"];
-
 /// The input of an aggregate with the coordinates of its records, and what they are called there.
 #[derive(Debug, Clone)]
 pub(super) struct Carried {
@@ -25,37 +22,48 @@ pub(super) struct Carried {
     coordinates: Option<[Column; 2]>,
     /// Whether one record may give several rows.
     multiplied: bool,
+    /// Projections that they were carried through.
+    depth: usize,
+}
+
+/// What the coordinates are called above `depth` projections: names that no view uses, and other ones at every depth,
+/// for the optimiser puts projections together.
+fn carried_names(depth: usize) -> [String; 2] {
+    [format!("_tie{depth}_partition"), format!("_tie{depth}_offset")]
 }
 
 impl Carried {
-    /// Carries the coordinates from the stream of a row-by-row `input` up to its root.
-    pub(super) fn up(input: &LogicalPlan) -> Result<Self> {
-        Ok(match carry(input)? {
-            Some(carried) => carried,
-            None => Self { input: input.clone(), coordinates: None, multiplied: false },
-        })
+    /// Carries the coordinates from the stream of a row-by-row `input` up to its root, where one of `calls` wants
+    /// them.
+    pub(super) fn up<'a>(
+        input: &LogicalPlan,
+        mut calls: impl Iterator<Item = &'a AggregateFunction>,
+    ) -> Result<Self> {
+        let carried = if calls.any(has_ties) { carry(input)? } else { None };
+        Ok(carried.unwrap_or_else(|| Self { input: input.clone(), coordinates: None, multiplied: false, depth: 0 }))
     }
 
     /// The call with an order that has no ties.
-    pub(super) fn ordered(&self, call: &AggregateFunction) -> Result<AggregateFunction> {
-        let mut call = call.clone();
-        let Some(coordinates) = &self.coordinates else { return Ok(call) };
-        let follows = follows_order(call.func.name());
-        let params = &mut call.params;
-        // The keys of DISTINCT are its arguments: values that tie are one.
-        if !follows || params.order_by.is_empty() || params.distinct {
-            return Ok(call);
-        }
-        let columns = coordinates.iter().cloned().map(Expr::Column);
-        let value = params.args.first().filter(|_| self.multiplied).cloned();
-        let value = value.filter(|value| is_flat(value, self.input.schema()));
-        for key in columns.chain(value) {
-            if !params.order_by.iter().any(|sort| sort.expr == key) {
-                params.order_by.push(key.sort(true, false));
+    pub(super) fn ordered(&self, call: &AggregateFunction) -> AggregateFunction {
+        let mut ordered = call.clone();
+        if let Some(coordinates) = self.coordinates.as_ref().filter(|_| has_ties(call)) {
+            let columns = coordinates.iter().cloned().map(Expr::Column);
+            let value = call.params.args.first().filter(|_| self.multiplied);
+            let value = value.filter(|value| is_flat(value, self.input.schema())).cloned();
+            for key in columns.chain(value) {
+                if !call.params.order_by.iter().any(|sort| sort.expr == key) {
+                    ordered.params.order_by.push(key.sort(true, false));
+                }
             }
         }
-        Ok(call)
+        ordered
     }
+}
+
+/// Whether an order may leave open which row comes first. The keys of DISTINCT are its arguments: there values that
+/// tie are one.
+fn has_ties(call: &AggregateFunction) -> bool {
+    follows_order(call.func.name()) && !call.params.order_by.is_empty() && !call.params.distinct
 }
 
 fn is_flat(value: &Expr, schema: &DFSchema) -> bool {
@@ -73,18 +81,21 @@ fn carry(plan: &LogicalPlan) -> Result<Option<Carried>> {
                 input: plan.clone(),
                 coordinates: Some([partition, offset]),
                 multiplied: false,
+                depth: 0,
             }))
         }
         LogicalPlan::Projection(projection) => {
             let Some(below) = carry(&projection.input)? else { return Ok(None) };
             let Some(columns) = below.coordinates else { return Ok(None) };
+            let (depth, names) = (below.depth + 1, carried_names(below.depth + 1));
             let mut exprs = projection.expr.clone();
-            exprs.extend(columns.into_iter().zip(CARRIED).map(|(column, name)| Expr::Column(column).alias(name)));
+            exprs.extend(columns.into_iter().zip(&names).map(|(column, name)| Expr::Column(column).alias(name)));
             let projected = Projection::try_new(exprs, Arc::new(below.input))?;
             Ok(Some(Carried {
                 input: LogicalPlan::Projection(projected),
-                coordinates: Some(CARRIED.map(Column::new_unqualified)),
+                coordinates: Some(names.map(Column::new_unqualified)),
                 multiplied: below.multiplied,
+                depth,
             }))
         }
         LogicalPlan::Filter(_) | LogicalPlan::SubqueryAlias(_) | LogicalPlan::Unnest(_) | LogicalPlan::Join(_) => {
@@ -101,11 +112,11 @@ fn through(plan: &LogicalPlan) -> Result<Option<Carried>> {
     for input in &mut inputs {
         if let Some(below) = carry(input)? {
             *input = below.input;
-            found = below.coordinates.map(|coordinates| (coordinates, below.multiplied));
+            found = below.coordinates.map(|coordinates| (coordinates, below.multiplied, below.depth));
             break;
         }
     }
-    let Some((coordinates, multiplied)) = found else { return Ok(None) };
+    let Some((coordinates, multiplied, depth)) = found else { return Ok(None) };
     let input = plan.with_new_exprs(plan.expressions(), inputs)?;
     let coordinates = match plan {
         LogicalPlan::SubqueryAlias(alias) => {
@@ -114,5 +125,5 @@ fn through(plan: &LogicalPlan) -> Result<Option<Carried>> {
         _ => coordinates,
     };
     let multiplied = multiplied || matches!(plan, LogicalPlan::Unnest(_) | LogicalPlan::Join(_));
-    Ok(Some(Carried { input, coordinates: Some(coordinates), multiplied }))
+    Ok(Some(Carried { input, coordinates: Some(coordinates), multiplied, depth }))
 }

@@ -90,6 +90,14 @@ fn shown(text: Option<&str>, kind: &Type) -> String {
             Ok(value) => rounded(value),
             Err(_) => text.to_owned(),
         },
+        // The server's text has six digits of a second always, its binary format as many as there are.
+        Some(text) if matches!(*kind, Type::TIMESTAMPTZ | Type::TIMESTAMPTZ_ARRAY | Type::TIMESTAMP) => {
+            text.replace(".000000", "")
+        }
+        // Nought in binary has lost its digits after the point.
+        Some(text) if *kind == Type::NUMERIC && text.chars().all(|c| matches!(c, '0' | '.' | '-')) => {
+            "0".to_owned()
+        }
         Some(text) => text.to_owned(),
     }
 }
@@ -117,9 +125,11 @@ fn text(kind: &Type, raw: &[u8]) -> Result<String, Box<dyn std::error::Error + S
     if let Kind::Array(item) = kind.kind() {
         let items: Vec<Option<Text>> = FromSql::from_sql(kind, raw)?;
         let items = items.into_iter().map(|value| value.map_or("NULL".to_owned(), |value| value.0));
-        let items = items.map(|value| {
-            if item == &Type::TEXT && value.contains([',', ' ', '"']) { format!("{value:?}") } else { value }
-        });
+        let quoted = |value: String| match value.is_empty() || value.contains([',', ' ', '"']) {
+            true if item == &Type::TEXT => format!("{value:?}"),
+            _ => value,
+        };
+        let items = items.map(quoted);
         return Ok(format!("{{{}}}", items.collect::<Vec<_>>().join(",")));
     }
     Ok(match *kind {
@@ -139,10 +149,7 @@ fn text(kind: &Type, raw: &[u8]) -> Result<String, Box<dyn std::error::Error + S
             let micros = i64::from_be_bytes(raw.try_into()?) + 946_684_800_000_000;
             let at = chrono::DateTime::from_timestamp_micros(micros).unwrap();
             let zone = if *kind == Type::TIMESTAMPTZ { "+00" } else { "" };
-            let fraction = at.format("%6f").to_string();
-            let fraction = fraction.trim_end_matches('0');
-            let point = if fraction.is_empty() { "" } else { "." };
-            format!("{}{point}{fraction}{zone}", at.format("%Y-%m-%d %H:%M:%S"))
+            format!("{}{zone}", at.format("%Y-%m-%d %H:%M:%S%.6f"))
         }
         Type::BYTEA => raw.iter().fold("\\x".to_owned(), |mut text, byte| {
             let _ = write!(text, "{byte:02x}");

@@ -47,7 +47,7 @@ const VIEWS: [&str; 24] = [
      sum(n::INTEGER) FROM raw.events GROUP BY k",
     "SELECT k, first_value(n ORDER BY at, id) AS one, last_value(k ORDER BY n DESC, id), \
      first_value(n ORDER BY id DESC NULLS LAST), first_value(n ORDER BY id) IGNORE NULLS FROM raw.events GROUP BY k",
-    "SELECT first_value(n ORDER BY at, id), last_value(d ORDER BY id), nth_value(n, 2 ORDER BY id), \
+    "SELECT first_value(n ORDER BY at, id), last_value(d ORDER BY id), \
      array_agg_limit(n, 7 ORDER BY id), count(*) FROM raw.events",
     "SELECT tag, count(*) AS rows, count(DISTINCT k) FROM (SELECT unnest(tags) AS tag, k FROM raw.events) GROUP BY tag",
     "SELECT r.label AS label, count(*) AS rows, sum(e.n) FROM raw.events e LEFT JOIN names r ON e.k = r.k \
@@ -264,11 +264,11 @@ proptest! {
 const TIES: [(&str, &str); 4] = [
     (
         "SELECT b, first_value(n ORDER BY k) AS one, last_value(n ORDER BY k DESC), array_agg_limit(id, 4 ORDER BY k), \
-         nth_value(id, 2 ORDER BY b) FROM raw.events GROUP BY b",
+         (array_agg_limit(id, 2 ORDER BY b))[2] FROM raw.events GROUP BY b",
         "SELECT b, first_value(n ORDER BY k, _partition, _offset) AS one, \
          last_value(n ORDER BY k DESC, _partition, _offset), \
          array_agg_limit(id, 4 ORDER BY k, _partition, _offset), \
-         nth_value(id, 2 ORDER BY b, _partition, _offset) FROM raw.events GROUP BY b",
+         (array_agg_limit(id, 2 ORDER BY b, _partition, _offset))[2] FROM raw.events GROUP BY b",
     ),
     (
         "WITH x AS (SELECT upper(k) AS u, n, d FROM raw.events e WHERE b) SELECT u, first_value(d ORDER BY n) \

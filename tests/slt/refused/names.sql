@@ -1,4 +1,4 @@
---! 2:8: column 'wrong' not found in 'events'
+--! 2:8: No field named wrong.; Valid fields are raw.events.id, ...
 CREATE MATERIALIZED VIEW daily AS
 SELECT wrong, count(*) FROM raw.events GROUP BY wrong;
 
@@ -6,15 +6,15 @@ SELECT wrong, count(*) FROM raw.events GROUP BY wrong;
 CREATE MATERIALIZED VIEW daily AS
 SELECT count(*) FROM raw.nothing;
 
---! 2:8: No field named nothing
+--! 2:8: No field named nothing.; Valid fields are raw.events.id, ...
 CREATE VIEW tops AS
 SELECT nothing FROM raw.events;
 
---! 2:15: table not found
+--! 2:15: table 'viewledger.public.nothing' not found
 CREATE VIEW tops AS
 SELECT * FROM nothing;
 
---! 1:1: type
+--! 1:1: Cannot coerce arithmetic expression Utf8 + Int64 to valid types
 CREATE VIEW tops AS
 SELECT page FROM raw.events WHERE page + 1;
 
@@ -57,7 +57,7 @@ CREATE STREAM events (id TEXT) WITH (topic = 'other-topic');
 --! 1:1: stream third reads topic "events", which stream events at streams/events.sql:2 reads already
 CREATE STREAM third (id TEXT) WITH (topic = 'events');
 
---! 2:8: column
+--! 2:8: No field named nothing.; Valid fields are raw.events.id, ...
 CREATE VIEW broken AS
 SELECT nothing FROM raw.events;
 CREATE VIEW above AS

@@ -98,7 +98,7 @@ SELECT page,
        first_value(who ORDER BY at DESC)   AS latest_who,
        first_value(who ORDER BY at) IGNORE NULLS AS first_known,
        last_value(price ORDER BY at, ms)   AS last_price,
-       nth_value(id, 2 ORDER BY at)        AS second_id,
+       (array_agg_limit(id, 2 ORDER BY at))[2] AS second_id,
        last_value(items ORDER BY at)       AS last_items,
        first_value(id ORDER BY at) FILTER (WHERE ok) AS first_ok
 FROM   raw.events
