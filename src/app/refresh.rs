@@ -135,7 +135,7 @@ impl Refresher {
 
     /// The engine for batch work.
     pub fn engine(&self) -> Arc<Engine> {
-        Arc::clone(&self.engine)
+        Arc::clone(&self.means.engine)
     }
 
     /// Notify it to ask for a refresh before its time.

@@ -18,7 +18,6 @@ use super::provider::{PlanTable, UnionTable, in_memory};
 use super::snapshot::{Snapshot, StreamSnapshot};
 use super::system::{self, Surroundings};
 use crate::archive::Kind;
-use crate::batch::Generation;
 use crate::batch::run::ViewInput;
 use crate::batch::{Generation, ViewStates};
 use crate::catalog::stream::{OFFSET, PARTITION, Stream, quarantine_schema};
@@ -54,7 +53,7 @@ pub async fn declared_tables(names: &Names) -> Result<Vec<(&'static str, String,
     }
     let nothing = Snapshot { generation: Arc::new(Generation::empty()), streams: BTreeMap::new() };
     for (name, _) in system::TABLES {
-        if let Some(table) = system::table(name, &nothing, names, &Surroundings::none())? {
+        if let Some(table) = system::table(name, &nothing, None, names, &Surroundings::none())? {
             tables.push(("system", (*name).to_owned(), table.schema()));
         }
     }

@@ -49,8 +49,8 @@ impl Surroundings {
             health: Health::default(),
             clock: Arc::new(SystemClock),
             settings: Vec::new(),
-            shelf: Arc::default(),
-            history: Arc::default(),
+            shelf: Arc::new(Shelf::new(1)),
+            history: Arc::new(History::new(1)),
             refreshes: Arc::default(),
             census: Arc::default(),
         }

@@ -90,6 +90,7 @@ fn mistakes_are_placed() {
             "CREATE MATERIALIZED VIEW v WITH (refresh_every='* 25 * * *') AS SELECT 1",
             "f.sql:1:34: the hour of cron is 0 to 23",
         ),
+        (
             "CREATE MATERIALIZED VIEW v WITH (billable='perhaps') AS SELECT 1",
             "f.sql:1:34: billable is 'true' or 'false', not \"perhaps\"",
         ),
