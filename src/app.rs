@@ -6,24 +6,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use anyhow::{Context, Result};
 
-use crate::archive::{Archive, ArchiveSnapshot};
-use crate::batch::publish::Generations;
+use crate::archive::{Archive, ArchiveError, ArchiveSnapshot, dedup, evolve};
 use crate::batch::run::ViewInput;
 use crate::catalog::stream::CompiledCheck;
 use crate::catalog::{Catalog, Fault, loader};
 use crate::config::Config;
 use crate::engine::planner::Planner;
 use crate::engine::{Engine, EngineConfig};
-use crate::ingest::committer::Committer;
+use crate::ingest::committer::{Committer, Work};
 use crate::ingest::{Dedup, Ingest, Limits, Shared, StreamIntake};
 use crate::kafka::Source;
 use crate::kafka::consumer::{self, Intake};
 use crate::kafka::status::IntakeStatus;
 use crate::merge::catalog::Names;
+use crate::merge::census::Census;
 use crate::merge::ordinary;
 use crate::merge::snapshot::{Snapshot, SnapshotCell, StreamSnapshot};
 use crate::metrics::Metrics;
@@ -32,14 +32,17 @@ use crate::runtime::{Clock, Health, Shutdown, SystemClock, spawn_thread};
 use crate::storage::Storage;
 use crate::storage::lock::ProcessLock;
 
+pub mod data;
 pub mod database;
 pub mod guards;
 pub mod listen;
 pub mod refresh;
 pub mod restore;
+pub mod upkeep;
 
 use guards::Guards;
-use refresh::Refresher;
+use refresh::{Means, Refresher, Schedule};
+use upkeep::Upkeep;
 
 /// Rows of one record batch inside a query.
 const BATCH_ROWS: usize = 8192;
@@ -92,6 +95,16 @@ pub async fn declare(config: &Config, engine: &Engine) -> Result<Declared, Vec<F
     if faults.is_empty() { Ok(Declared { names, checks, catalog }) } else { Err(faults) }
 }
 
+/// What changed in the declaration of a stream, and must not: its archive was written under another one. Changes
+/// nothing.
+pub async fn evolution_faults(storage: &Storage, declared: &Declared) -> Result<Vec<Fault>, ArchiveError> {
+    let mut faults = Vec::new();
+    for stream in declared.names.streams.values() {
+        faults.extend(evolve::faults(storage, stream).await?);
+    }
+    Ok(faults)
+}
+
 /// An engine for queries or, with the settings of `[refresh]`, for batch work.
 pub fn engine(threads: usize, memory_bytes_max: usize, config: &Config) -> Result<Arc<Engine>> {
     let spill_dir = Some(config.storage.data_dir.join("spill"));
@@ -112,6 +125,8 @@ pub struct Core {
     pub declared: Arc<Declared>,
     pub cell: Arc<SnapshotCell>,
     pub refresher: Arc<Refresher>,
+    /// What lies in the archive's folders beside its files.
+    pub census: Arc<Census>,
     pub status: IntakeStatus,
     pub metrics: Arc<Metrics>,
     pub clock: Arc<dyn Clock>,
@@ -141,25 +156,33 @@ impl Core {
         let declared = declare(&config, &engine).await.map_err(|faults| {
             anyhow::anyhow!("{}", faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
         })?;
+        let faults = evolution_faults(&storage, &declared).await.context("cannot read the archives")?;
+        anyhow::ensure!(
+            faults.is_empty(),
+            "{}",
+            faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        );
         let mut archives = BTreeMap::new();
         for (name, stream) in &declared.names.streams {
-            let archive = Archive::open_at(&storage, name, stream.archive_schema(), Arc::clone(&clock)).await;
+            let archive = Archive::open_stream(&storage, stream, Arc::clone(&clock)).await;
             archives.insert(name.clone(), archive.with_context(|| format!("cannot open the archive of {name}"))?);
         }
         let snapshots: BTreeMap<String, Arc<ArchiveSnapshot>> =
             archives.iter().map(|(name, archive)| (name.clone(), archive.snapshot())).collect();
-        let refresher = Refresher::new(
-            batch_engine,
-            config.refresh.threads,
-            storage.clone(),
-            Arc::clone(&declared.names),
-            Arc::clone(&clock),
-            Arc::clone(&metrics),
-            shutdown.clone(),
-        )?;
-        let latest = Generations::new(&storage).latest().await.context("cannot read the newest generation")?;
-        let generation =
-            refresher.complete(latest, &snapshots).await.context("cannot compute missing batch views")?;
+        let health = Health::default();
+        let refresher = Refresher::new(Means {
+            engine: batch_engine,
+            threads: config.refresh.threads,
+            storage: storage.clone(),
+            names: Arc::clone(&declared.names),
+            clock: Arc::clone(&clock),
+            metrics: Arc::clone(&metrics),
+            health: health.clone(),
+            shutdown: shutdown.clone(),
+            generations_max: config.refresh.generations_keep,
+            reconciliations_max: config.refresh.reconciliations_keep,
+        })?;
+        let generation = refresher.begin(&snapshots).await?;
 
         let mut streams = BTreeMap::new();
         for (name, archive) in snapshots {
@@ -172,22 +195,31 @@ impl Core {
                 generation.id,
                 generation.epoch(&name)
             );
+            anyhow::ensure!(
+                archive.cuts_at(generation.epoch(&name)),
+                "generation {} ends at epoch {} of {name}, and the archive's files were put together past it: a newer \
+                 generation is missing; restore it from a copy, or remove the folders generations and views to have all \
+                 views computed anew",
+                generation.id,
+                generation.epoch(&name)
+            );
             let delta = restore::delta(&engine, &declared.names, &name, &archive, generation.epoch(&name)).await?;
             let end = Arc::new(archive.frontier.clone());
             let ledger = Arc::new(archive.ledger.clone());
             streams.insert(name, StreamSnapshot { archive, delta: Arc::new(delta), end, ledger });
         }
-        let cell = Arc::new(SnapshotCell::new(Snapshot { generation: Arc::new(generation), streams }));
+        let cell = Arc::new(SnapshotCell::new(Snapshot { generation, streams }));
         Ok(Self {
             config: Arc::new(config),
             engine,
             declared: Arc::new(declared),
             cell,
             refresher,
+            census: Arc::default(),
             status: IntakeStatus::default(),
             metrics,
             clock,
-            health: Health::default(),
+            health,
             shutdown,
             storage,
             archives,
@@ -201,10 +233,12 @@ impl Core {
         let mut sources = Vec::new();
         let mut streams = Vec::new();
         let mut committers = Vec::new();
+        let mut senders = BTreeMap::new();
         for (name, stream) in &self.declared.names.streams {
             let archive = self.archives.remove(name).context("intake is started once")?;
             let snapshot = archive.snapshot();
             let (sender, receiver) = sync_channel(COMMITTER_QUEUE);
+            senders.insert(name.clone(), sender.clone());
             let committer = Committer {
                 stream: name.clone(),
                 archive,
@@ -220,7 +254,13 @@ impl Core {
                 true => (snapshot.frontier.clone(), snapshot.ledger.clone()),
                 false => (StreamFrontier::default(), BTreeMap::new()),
             };
-            let keys = restore::keys(&self.engine, stream, &snapshot).await?;
+            let files = dedup::Files {
+                dir: self.config.storage.data_dir.join("keys").join(name),
+                table: snapshot.table.clone(),
+                keys_max: self.config.ingest.keys_in_memory_max,
+                health: self.health.clone(),
+            };
+            let keys = restore::keys(&self.engine, stream, &snapshot, files).await?;
             let reads = |view: &&ViewInput| view.stream.name == *name;
             streams.push(StreamIntake {
                 stream: Arc::clone(stream),
@@ -248,6 +288,7 @@ impl Core {
         };
         let dedup = if self.guards.dedup { Dedup::On } else { Dedup::OffForTest };
         let sink = Ingest::new(streams, limits, dedup, shared).context("cannot start intake")?;
+        let sink = if self.guards.true_delta { sink } else { sink.skewed_for_test() };
         let around = consumer::Surroundings {
             clock: Arc::clone(&self.clock),
             health: self.health.clone(),
@@ -255,7 +296,22 @@ impl Core {
             status: self.status.clone(),
         };
         let intake = Intake::start(&self.config.kafka, &self.config.ingest, sources, Box::new(sink), around)?;
-        Ok(Running { intake, committers })
+        Ok(Running { intake, committers, upkeep: self.upkeep(senders) })
+    }
+
+    fn upkeep(&self, committers: BTreeMap<String, SyncSender<Work>>) -> Option<tokio::task::JoinHandle<()>> {
+        let upkeep = Upkeep {
+            engine: self.refresher.engine(),
+            storage: self.storage.clone(),
+            streams: self.declared.names.streams.clone(),
+            committers,
+            cell: Arc::clone(&self.cell),
+            census: Arc::clone(&self.census),
+            clock: Arc::clone(&self.clock),
+            shutdown: self.shutdown.clone(),
+            settings: self.config.archive.clone(),
+        };
+        self.refresher.spawn("upkeep", &self.health, upkeep.run())
     }
 
     pub fn storage(&self) -> &Storage {
@@ -268,12 +324,16 @@ impl Core {
 pub struct Running {
     intake: Intake,
     committers: Vec<std::thread::JoinHandle<()>>,
+    /// Runs on the refresher's threads; it ends when the process does, before the committers.
+    upkeep: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Running {
     /// Waits for the threads to end, which they do after shutdown was triggered.
     pub fn join(self) {
         self.intake.join();
+        // It has a sender of each committer, which end when nobody can send to them any more.
+        drop(self.upkeep.map(futures::executor::block_on));
         for committer in self.committers {
             // A panic has poisoned health already.
             drop(committer.join());
@@ -282,9 +342,9 @@ impl Running {
 }
 
 impl Core {
-    /// Every view is refreshed with the one that is due first: all stand at one frontier.
-    fn refresh_interval(&self) -> std::time::Duration {
-        let views = self.declared.catalog.views.values().map(|view| view.refresh_every);
-        views.fold(self.config.refresh.interval_max, std::time::Duration::min)
+    /// When the views want to be refreshed.
+    fn schedule(&self) -> Schedule {
+        let views = self.declared.catalog.views.values().map(|view| view.refresh_every.clone()).collect();
+        Schedule { views, interval_max: self.config.refresh.interval_max }
     }
 }

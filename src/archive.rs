@@ -19,26 +19,35 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use futures::future::try_join_all;
 use object_store::path::Path;
+use serde_json::Value;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 pub mod commit;
+pub mod compact;
+mod content;
 pub mod dedup;
+pub mod evolve;
+pub mod keep;
 pub mod ledger;
 mod load;
 mod log;
+mod notes;
+pub mod rewrite;
 pub mod scan;
 pub mod writer;
 
 #[cfg(test)]
 mod tests;
 
-use ledger::{Ledger, Refusal, check_advance};
+use keep::RetiredFiles;
+use ledger::{Ledger, Refusal, Standing, check_advance};
 use log::{Change, TableState, Winner};
 use writer::{EncodedEpoch, EpochWriter};
 
 use crate::position::{Epoch, StreamFrontier};
-use crate::runtime::{self, Clock, Health, SystemClock};
+use crate::runtime::{Clock, SystemClock};
+use crate::storage::blocks::BlockDigests;
 use crate::storage::parquet::put_encoded;
 use crate::storage::paths::ArchivePaths;
 use crate::storage::{Created, Storage, StorageError};
@@ -129,15 +138,23 @@ pub struct ArchiveFile {
     pub kind: Kind,
     pub rows: u64,
     pub bytes: u64,
-    /// The commit that added it.
+    /// The oldest epoch whose records it holds; `epoch`, unless it was put together from several files.
+    pub first: Epoch,
+    /// The newest epoch whose records it holds.
     pub epoch: Epoch,
+    /// Which columns it has, as a digest; files with the same ones may be put together.
+    pub columns: Option<String>,
     /// Of the whole file, 64 hexadecimal digits.
     pub sha256: String,
+    /// By which every read is checked; older files do not have them.
+    pub blocks: Option<BlockDigests>,
 }
 
 /// The archive of one stream at one commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArchiveSnapshot {
+    /// Names the table: another one in the same place has another.
+    pub table: String,
     pub epoch: Epoch,
     /// Of the Delta Lake table.
     pub version: u64,
@@ -145,6 +162,8 @@ pub struct ArchiveSnapshot {
     pub ledger: Ledger,
     /// By epoch, ascending.
     pub files: Arc<[Arc<ArchiveFile>]>,
+    /// What was replaced by larger files and is still remembered.
+    pub retired: RetiredFiles,
     pub rows: RowCounts,
 }
 
@@ -153,19 +172,33 @@ impl ArchiveSnapshot {
         let mut rows = RowCounts::default();
         state.files.iter().for_each(|file| rows.add(file.kind, file.rows));
         Self {
+            table: state.metadata.get("id").and_then(Value::as_str).unwrap_or_default().to_owned(),
             epoch: state.standing.epoch,
             version: state.version,
             frontier: state.standing.frontier.clone(),
             ledger: state.standing.ledger.clone(),
             files: state.files.as_slice().into(),
+            retired: state.retired.clone(),
             rows,
         }
     }
 
-    /// The files of one kind that were added by epochs after `after`.
+    /// The files of one kind with the records of epochs after `after`.
+    ///
+    /// # Panics
+    /// When `after` lies within a file: records would be counted twice. See [`Self::cuts_at`].
     pub fn files_in(&self, kind: Kind, after: Epoch) -> impl Iterator<Item = &ArchiveFile> {
         let from = self.files.partition_point(|file| file.epoch <= after);
-        self.files.iter().skip(from).map(AsRef::as_ref).filter(move |file| file.kind == kind)
+        let later = self.files.iter().skip(from).map(AsRef::as_ref).filter(move |file| file.kind == kind);
+        later.inspect(move |file| {
+            let (name, first, last) = (&file.name, file.first, file.epoch);
+            assert!(first > after, "{name} holds epochs {first} to {last} and cannot be cut after epoch {after}");
+        })
+    }
+
+    /// Whether `after` is a boundary between files. Every epoch from that of the current generation on is one.
+    pub fn cuts_at(&self, after: Epoch) -> bool {
+        !self.files.iter().any(|file| file.first <= after && after < file.epoch)
     }
 }
 
@@ -176,11 +209,13 @@ pub enum ArchiveError {
     Fenced { stream: String, epoch: Epoch },
     #[error("other programs keep writing to the archive of stream {stream}; stop them")]
     Crowded { stream: String },
+    #[error("stream {stream}: files cannot be put together: {reason}")]
+    Rewrite { stream: String, reason: String },
     #[error("epoch {epoch} of stream {stream} is refused: {refusal}")]
     Refused { stream: String, epoch: Epoch, refusal: Refusal },
     #[error(
         "column {column} of stream {stream} is archived as {stored} and is now declared as {declared}; \
-         give the new column another name"
+         declare the type it had"
     )]
     ColumnChanged { stream: String, column: String, stored: String, declared: String },
     #[error("column {column} has type {data_type}, which cannot be archived: {reason}")]
@@ -226,8 +261,10 @@ pub struct Archive {
     clock: Arc<dyn Clock>,
     state: TableState,
     snapshot: Arc<ArchiveSnapshot>,
-    /// Nonce of the newest entry that we made.
+    /// Nonce of the newest epoch that we committed.
     newest_nonce: String,
+    /// Nonce of a rewrite of ours that failed, but may stand in the log: no other writer made it.
+    unanswered: Option<String>,
     /// Version of the newest checkpoint that was begun.
     checkpoint: u64,
     /// The one task that works beside the commits.
@@ -248,12 +285,23 @@ impl Archive {
         schema: SchemaRef,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ArchiveError> {
+        Self::open_table(storage, stream, schema, None, clock).await
+    }
+
+    /// `key` is what the table shall say of the stream's key, unless it says something already.
+    async fn open_table(
+        storage: &Storage,
+        stream: &str,
+        schema: SchemaRef,
+        key: Option<&str>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ArchiveError> {
         let paths = ArchivePaths::new(stream);
         let found = load::load(storage, &paths).await?;
         let at_millis = clock.now() / 1000;
         let metadata = match &found {
-            None => Some(commit::new_metadata(&schema, at_millis)?),
-            Some(state) => commit::evolved_metadata(stream, &state.metadata, &schema)?,
+            None => Some(commit::new_metadata(&schema, key, at_millis)?),
+            Some(state) => commit::evolved_metadata(stream, &state.metadata, &schema, key)?,
         };
         let nonce = Uuid::new_v4().simple().to_string();
         let standing = found.as_ref().map(|state| state.standing.clone()).unwrap_or_default();
@@ -276,6 +324,7 @@ impl Archive {
             state,
             snapshot,
             newest_nonce: nonce,
+            unanswered: None,
             checkpoint: version / commit::CHECKPOINT_EVERY * commit::CHECKPOINT_EVERY,
             upkeep: None,
         })
@@ -325,25 +374,28 @@ impl Archive {
             refusal,
         })?;
         for _ in 0..STEPS_MAX {
-            if self.step_over(epoch).await? == Step::Committed {
-                return Ok(self.adopt(epoch));
-            }
-            if self.create_entry(epoch).await? != Created::Taken {
-                return Ok(self.adopt(epoch));
+            if self.step_over(&epoch.nonce).await? == Step::Committed
+                || self.create_epoch(epoch).await? != Created::Taken
+            {
+                self.newest_nonce.clone_from(&epoch.nonce);
+                return Ok(self.adopt());
             }
         }
         Err(ArchiveError::Crowded { stream: self.stream.clone() })
     }
 
-    /// Reads what stands at the next version, before anything is written.
-    async fn step_over(&mut self, epoch: &EncodedEpoch) -> Result<Step, ArchiveError> {
+    /// Reads what stands at the next version, before anything is written by the attempt with this nonce.
+    async fn step_over(&mut self, nonce: &str) -> Result<Step, ArchiveError> {
         loop {
             let version = self.state.version + 1;
             let Some(entry) = load::entry(&self.storage, &self.paths, version).await? else {
                 return Ok(Step::Free);
             };
-            let winner = entry.winner(&epoch.nonce);
-            if let Winner::Writer(theirs) = winner {
+            let winner = entry.winner(nonce);
+            let earlier = self.unanswered.as_deref().is_some_and(|nonce| entry.winner(nonce) == Winner::Us);
+            if let Winner::Writer(theirs) = winner
+                && !earlier
+            {
                 return Err(self.fenced(theirs));
             }
             let path = self.paths.log_entry(version).to_string();
@@ -354,7 +406,7 @@ impl Archive {
         }
     }
 
-    async fn create_entry(&mut self, epoch: &EncodedEpoch) -> Result<Created, ArchiveError> {
+    async fn create_epoch(&mut self, epoch: &EncodedEpoch) -> Result<Created, ArchiveError> {
         let files: Vec<ArchiveFile> = epoch
             .files
             .iter()
@@ -364,15 +416,28 @@ impl Archive {
                 kind: file.kind,
                 rows: file.file.rows,
                 bytes: file.file.bytes.len() as u64,
+                first: epoch.offered.epoch,
                 epoch: epoch.offered.epoch,
+                columns: Some(epoch.columns.clone()),
                 sha256: file.file.sha256.clone(),
+                blocks: Some(file.file.blocks.clone()),
             })
             .collect();
         let written = files.iter().zip(&epoch.files);
         try_join_all(written.map(|(file, encoded)| put_encoded(&self.storage, &file.path, &encoded.file))).await?;
-        let change = Change { files, metadata: None };
+        let change = Change { files, ..Change::default() };
+        self.create_entry(&epoch.offered, &epoch.nonce, &change).await
+    }
+
+    /// Creates the entry of the next version, and applies it unless another one stands there.
+    async fn create_entry(
+        &mut self,
+        standing: &Standing,
+        nonce: &str,
+        change: &Change,
+    ) -> Result<Created, ArchiveError> {
         let at_millis = self.clock.now() / 1000;
-        let entry = log::encode(Some(&self.state), &epoch.offered, &epoch.nonce, &change, at_millis)
+        let entry = log::encode(Some(&self.state), standing, nonce, change, at_millis)
             .map_err(|source| ArchiveError::Json { source })?;
         let path = self.paths.log_entry(self.state.version + 1);
         let created = self.storage.create(&path, entry.clone()).await?;
@@ -384,51 +449,12 @@ impl Archive {
     }
 
     /// Takes the state that the log now has for ours.
-    fn adopt(&mut self, epoch: &EncodedEpoch) -> Arc<ArchiveSnapshot> {
-        self.newest_nonce.clone_from(&epoch.nonce);
+    fn adopt(&mut self) -> Arc<ArchiveSnapshot> {
         self.snapshot = Arc::new(ArchiveSnapshot::of(&self.state));
         if self.upkeep.as_ref().is_none_or(JoinHandle::is_finished) {
             self.begin_upkeep();
         }
         self.snapshot()
-    }
-
-    /// Notes the newest epoch and, every so many versions, writes a checkpoint: both beside the commits, which
-    /// need neither, and one task at a time.
-    fn begin_upkeep(&mut self) {
-        let (storage, paths, stream) = (self.storage.clone(), self.paths.clone(), self.stream.clone());
-        let (version, epoch) = (self.state.version, self.snapshot.epoch);
-        let due = version >= self.checkpoint + commit::CHECKPOINT_EVERY;
-        if due {
-            self.checkpoint = version;
-        }
-        // A failure only makes the next start slower or less wary, so it does not poison the process.
-        let health = Health::default();
-        self.upkeep = Some(runtime::spawn("archive-upkeep", &health, async move {
-            if let Err(error) = storage.overwrite(&paths.witness(), epoch.to_string().into()).await {
-                tracing::warn!(stream, %error, "newest epoch not noted");
-            }
-            if due {
-                match commit::write_checkpoint(&storage, &paths, version).await {
-                    Ok(()) => tracing::debug!(stream, version, "checkpoint written"),
-                    Err(error) => tracing::warn!(stream, version, ?error, "checkpoint not written"),
-                }
-            }
-        }));
-    }
-
-    /// Ends the work beside the commits in good order; for shutdown.
-    pub async fn settle(&mut self) {
-        let busy = self.upkeep.take();
-        if let Some(task) = busy {
-            // The task reports its own failure.
-            let _ = task.await;
-        }
-        // Commits that came while it was busy are not noted yet.
-        self.begin_upkeep();
-        if let Some(task) = self.upkeep.take() {
-            let _ = task.await;
-        }
     }
 
     fn fenced(&self, epoch: Epoch) -> ArchiveError {

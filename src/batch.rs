@@ -14,12 +14,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::position::{Epoch, Frontier, GenerationId};
 use crate::runtime::Micros;
+use crate::storage::blocks::BlockDigests;
 use crate::storage::scan::{ParquetTable, ScanFile};
 
+pub mod attempt;
 pub mod gc;
 pub mod plan;
 pub mod publish;
 pub mod run;
+pub mod shelf;
 
 /// One atomically published set of batch views, all at one frontier.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +54,9 @@ pub struct RunFile {
     pub rows: u64,
     pub bytes: u64,
     pub sha256: String,
+    /// By which every read is checked; older manifests do not have them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<String>,
 }
 
 impl Generation {
@@ -81,7 +87,8 @@ impl ViewStates {
 
 impl RunFile {
     pub fn scan_file(&self) -> ScanFile {
-        ScanFile { path: Path::from(self.path.as_str()), bytes: self.bytes, rows: self.rows }
+        let blocks = self.blocks.as_deref().and_then(BlockDigests::parse);
+        ScanFile { path: Path::from(self.path.as_str()), bytes: self.bytes, rows: self.rows, blocks }
     }
 }
 

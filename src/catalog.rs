@@ -10,6 +10,7 @@ use self::view::{OrdinaryView, View};
 
 pub mod ddl;
 pub mod loader;
+pub mod schedule;
 pub mod stream;
 pub mod view;
 

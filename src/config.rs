@@ -13,6 +13,8 @@ use toml::{Table, Value};
 
 const DEFAULTS: &str = include_str!("../viewledger.example.toml");
 const ENV_PREFIX: &str = "VIEWLEDGER_";
+/// As long as the log of a table remembers the files that were replaced in it.
+pub const RETENTION_MAX: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -92,6 +94,7 @@ pub struct Ingest {
     pub queue_batches_max: usize,
     #[serde(deserialize_with = "size")]
     pub record_bytes_max: usize,
+    pub keys_in_memory_max: usize,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -102,6 +105,12 @@ pub struct Archive {
     pub commit_bytes_max: usize,
     #[serde(deserialize_with = "duration")]
     pub retry_interval: Duration,
+    #[serde(deserialize_with = "size")]
+    pub compact_bytes_target: usize,
+    #[serde(deserialize_with = "duration")]
+    pub upkeep_interval: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub retention: Duration,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -117,6 +126,8 @@ pub struct Refresh {
     pub threads: usize,
     #[serde(deserialize_with = "size")]
     pub memory_bytes_max: usize,
+    pub generations_keep: usize,
+    pub reconciliations_keep: usize,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -174,7 +185,10 @@ impl Config {
         let positive = [
             ("ingest.micro_batch_rows_max", self.ingest.micro_batch_rows_max),
             ("ingest.queue_batches_max", self.ingest.queue_batches_max),
+            ("ingest.keys_in_memory_max", self.ingest.keys_in_memory_max),
             ("refresh.threads", self.refresh.threads),
+            ("refresh.generations_keep", self.refresh.generations_keep),
+            ("refresh.reconciliations_keep", self.refresh.reconciliations_keep),
             ("query.threads", self.query.threads),
             ("server.connections_max", self.server.connections_max),
         ];
@@ -182,6 +196,12 @@ impl Config {
             if value == 0 {
                 return Err(ConfigError::Invalid(format!("{key} must be at least 1")));
             }
+        }
+        if self.archive.retention > RETENTION_MAX {
+            return Err(ConfigError::Invalid(
+                "archive.retention must be at most 24h: the archive's log remembers replaced files no longer"
+                    .to_owned(),
+            ));
         }
         for key in ["auto.offset.reset", "isolation.level", "enable.auto.commit", "group.id"] {
             if self.kafka.options.contains_key(key) {

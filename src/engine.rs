@@ -21,6 +21,7 @@ use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use object_store::ObjectStore;
 use url::Url;
@@ -122,6 +123,22 @@ impl Engine {
     /// What DataFusion says of the plan; errors of its execution come through the stream.
     pub async fn stream(&self, plan: LogicalPlan, threads: usize) -> Result<SendableRecordBatchStream> {
         self.frame(plan, threads).execute_stream().await
+    }
+
+    /// As [`Self::stream`], together with the running plan, whose metrics tell how far it is.
+    ///
+    /// # Errors
+    /// As [`Self::stream`].
+    pub async fn start(
+        &self,
+        plan: LogicalPlan,
+        threads: usize,
+    ) -> Result<(Arc<dyn ExecutionPlan>, SendableRecordBatchStream)> {
+        let frame = self.frame(plan, threads);
+        let context = Arc::new(frame.task_ctx());
+        let physical = frame.create_physical_plan().await?;
+        let batches = execute_stream(Arc::clone(&physical), context)?;
+        Ok((physical, batches))
     }
 
     fn frame(&self, plan: LogicalPlan, threads: usize) -> DataFrame {

@@ -1,7 +1,12 @@
 //! What readers see: one pinned snapshot, and the tables made of it.
 
 pub mod catalog;
+pub mod census;
+pub mod certificate;
+mod conflicts;
 pub mod ordinary;
 pub mod provider;
+pub mod reconcile;
+pub mod refreshes;
 pub mod snapshot;
 pub mod system;

@@ -15,12 +15,15 @@ use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
 use url::Url;
 
+pub mod blocks;
 pub mod local;
 pub mod lock;
 pub mod manifest;
+pub mod merging;
 pub mod parquet;
 pub mod paths;
 pub mod scan;
+mod verified;
 
 #[cfg(test)]
 pub mod faults;

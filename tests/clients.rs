@@ -68,11 +68,22 @@ async fn other_readers_open_the_archive_and_agree() {
     let reader = life.wait_ready().await.unwrap_or_else(|server::Death(what)| panic!("{what}"));
     // A refresh first commits all that was read to the archive.
     reader.rows("REFRESH MATERIALIZED VIEW video_views").await.unwrap();
+    until_compacted(&reader).await;
     let answers = dir.path().join("answers.csv");
     write_answers(&reader, &answers).await;
     let expected_file = dir.path().join("expected.json");
     std::fs::write(&expected_file, expected_json(&expected, &answers)).unwrap();
     run(python, &[&script("check_archive.py"), &site.data_dir(), &expected_file]);
+}
+
+/// Other readers shall find files that took others in, and those gone from the log.
+async fn until_compacted(reader: &Reader) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let sql = format!("SELECT path FROM system.files WHERE stream = '{STREAM}' AND first_epoch < epoch");
+    while reader.rows(&sql).await.unwrap().is_empty() {
+        assert!(std::time::Instant::now() < deadline, "no files were put together");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// The server's merged view, as it answers over the Postgres wire.

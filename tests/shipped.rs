@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use datafusion::arrow::array::{AsArray, RecordBatch};
 use datafusion::arrow::datatypes::Int64Type;
+use viewledger::catalog::schedule::RefreshEvery;
 use viewledger::catalog::stream::{EXTRA, OFFSET, REASON};
 use viewledger::catalog::{Catalog, loader};
 use viewledger::demo::load::generator::{Generator, Kind, Timeline};
@@ -69,11 +70,11 @@ fn offsets(batch: &RecordBatch) -> Vec<usize> {
     column.values().iter().map(|offset| usize::try_from(*offset).unwrap()).collect()
 }
 
-fn ingested(catalog: &Catalog, stream: &str, batch: RawBatch) -> Decoded {
+fn ingested(catalog: &Catalog, stream: &str, mut batch: RawBatch) -> Decoded {
     let stream = &catalog.streams[stream];
     let checks = planner(catalog).checks(stream).unwrap();
     let decoder = Decoder::new(Arc::clone(stream), checks, 16 << 20);
-    decoder.decode(batch, START).unwrap()
+    decoder.decode(&mut batch, START).unwrap()
 }
 
 #[test]
@@ -159,5 +160,5 @@ async fn every_view_can_be_kept_as_a_lambda_view() {
         planner.view(view).await.unwrap_or_else(|fault| panic!("{fault:?}"));
     }
     let video_views = &catalog.views["video_views"];
-    assert_eq!(video_views.refresh_every, Duration::from_secs(3_600));
+    assert_eq!(video_views.refresh_every, RefreshEvery::Interval(Duration::from_secs(3_600)));
 }

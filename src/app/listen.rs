@@ -42,14 +42,12 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
         statement_timeout: core.config.query.timeout,
         ..serve::Limits::default()
     };
-    let queries = query_runtime(core.config.query.threads).context("cannot start the query threads")?;
+    let queries = QueryThreads::start(core.config.query.threads)?;
     let database: Arc<dyn Database> = Arc::new(Merged::new(&core));
-    let service =
-        QueryService::new(Arc::clone(&database), limits, queries.handle().clone(), Arc::clone(&core.metrics))?;
+    let service = QueryService::new(Arc::clone(&database), limits, queries.handle(), Arc::clone(&core.metrics))?;
 
     let running = core.start_intake().await?;
-    let schedule =
-        Arc::clone(&core.refresher).schedule(Arc::clone(&core.cell), core.refresh_interval(), health.clone());
+    let schedule = Arc::clone(&core.refresher).keep_to(Arc::clone(&core.cell), core.schedule());
     spawn("refresh schedule", &health, schedule);
     spawn("gauges", &health, gauges(&core));
     let (stop, poison) = (shutdown.clone(), health.clone());
@@ -72,11 +70,33 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
     ready(addresses);
     stop.wait().await;
     tokio::task::spawn_blocking(move || running.join()).await.context("intake did not end in order")?;
-    queries.shutdown_background();
+    drop(queries);
     drop(core);
     match health.failures().as_slice() {
         [] => Ok(()),
         failures => bail!("{}", failures.join("; ")),
+    }
+}
+
+/// Ends without waiting wherever it is dropped, also when the start fails: one Tokio runtime must not wait for the
+/// threads of another.
+struct QueryThreads(Option<tokio::runtime::Runtime>);
+
+impl QueryThreads {
+    fn start(threads: usize) -> Result<Self> {
+        Ok(Self(Some(query_runtime(threads).context("cannot start the query threads")?)))
+    }
+
+    fn handle(&self) -> tokio::runtime::Handle {
+        self.0.as_ref().expect("it is taken by drop alone").handle().clone()
+    }
+}
+
+impl Drop for QueryThreads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 

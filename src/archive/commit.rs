@@ -9,22 +9,27 @@ use deltalake_core::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake_core::kernel::{Action, StructField, StructType};
 use deltalake_core::logstore::{StorageConfig, default_logstore};
 use deltalake_core::{DeltaTable, DeltaTableError, checkpoints};
+use futures::TryStreamExt;
 use object_store::prefix::PrefixStore;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use uuid::Uuid;
 
-use super::log::tagged_file;
-use super::{ArchiveError, ArchiveFile};
+use super::ArchiveError;
+use super::keep::RetiredFile;
+use super::log::{self, CheckpointTable, tagged_file};
 use crate::storage::paths::ArchivePaths;
 use crate::storage::{Storage, StorageError};
 
 /// A checkpoint is written every so many versions, so that opening reads at most about as many entries.
 pub(super) const CHECKPOINT_EVERY: u64 = 100;
 
+/// Setting of the table that names the stream's key.
+const KEY: &str = "viewledger.key";
+
 /// The first `metaData` action of a table with these columns.
-pub(super) fn new_metadata(schema: &Schema, at_millis: i64) -> Result<Value, ArchiveError> {
-    Ok(json!({
+pub(super) fn new_metadata(schema: &Schema, key: Option<&str>, at_millis: i64) -> Result<Value, ArchiveError> {
+    let mut metadata = json!({
         "id": Uuid::new_v4().to_string(),
         "format": {"provider": "parquet", "options": {}},
         "schemaString": schema_string(&delta_schema(schema)?)?,
@@ -32,24 +37,61 @@ pub(super) fn new_metadata(schema: &Schema, at_millis: i64) -> Result<Value, Arc
         "configuration": {
             "delta.appendOnly": "true",
             "delta.checkpointInterval": CHECKPOINT_EVERY.to_string(),
+            // As long as we remember what compaction replaced.
+            "delta.deletedFileRetentionDuration": format!("interval {} seconds", log::REMEMBERED.as_secs()),
             // Old entries are evidence; nothing deletes them.
             "delta.enableExpiredLogCleanup": "false",
             "delta.logRetentionDuration": "interval 520 weeks",
         },
         "createdTime": at_millis,
-    }))
+    });
+    if let Some(key) = key {
+        note_key(&mut metadata, key);
+    }
+    Ok(metadata)
 }
 
-/// The `metaData` action that adds the columns of `schema` which the table lacks; None when it lacks none.
-/// Columns that are no longer declared stay.
+/// Name of the stream's key, empty when it has none; None when the table does not say.
+pub(super) fn stored_key(metadata: &Value) -> Option<String> {
+    metadata.get("configuration")?.get(KEY)?.as_str().map(ToOwned::to_owned)
+}
+
+fn note_key(metadata: &mut Value, key: &str) {
+    if let Some(settings) = metadata.get_mut("configuration").and_then(Value::as_object_mut) {
+        settings.insert(KEY.to_owned(), key.into());
+    }
+}
+
+/// Names and types of the table's columns.
+pub(super) fn stored_columns(stream: &str, metadata: &Value) -> Result<Vec<(String, String)>, ArchiveError> {
+    stored_schema(stream, metadata).map(|schema| names_and_types(&schema))
+}
+
+/// Names and types that the table's columns would have.
+pub(super) fn declared_columns(schema: &Schema) -> Result<Vec<(String, String)>, ArchiveError> {
+    delta_schema(schema).map(|schema| names_and_types(&schema))
+}
+
+fn names_and_types(schema: &StructType) -> Vec<(String, String)> {
+    schema.fields().map(|field| (field.name().clone(), field.data_type().to_string())).collect()
+}
+
+fn stored_schema(stream: &str, metadata: &Value) -> Result<StructType, ArchiveError> {
+    let stored = metadata.get("schemaString").and_then(Value::as_str).unwrap_or_default();
+    serde_json::from_str(stored)
+        .map_err(|error| ArchiveError::Schema { stream: stream.to_owned(), reason: error.to_string() })
+}
+
+/// The `metaData` action that adds the columns of `schema` which the table lacks, and the key when the table says
+/// another or none; None when nothing is new. Columns that are no longer declared stay.
 pub(super) fn evolved_metadata(
     stream: &str,
     metadata: &Value,
     schema: &Schema,
+    key: Option<&str>,
 ) -> Result<Option<Value>, ArchiveError> {
     let unreadable = |reason: String| ArchiveError::Schema { stream: stream.to_owned(), reason };
-    let stored = metadata.get("schemaString").and_then(Value::as_str).unwrap_or_default();
-    let stored: StructType = serde_json::from_str(stored).map_err(|error| unreadable(error.to_string()))?;
+    let stored = stored_schema(stream, metadata)?;
     let mut fields: Vec<StructField> = stored.fields().cloned().collect();
     let declared = delta_schema(schema)?;
     for field in declared.fields() {
@@ -66,13 +108,18 @@ pub(super) fn evolved_metadata(
             }
         }
     }
-    if fields.len() == stored.fields().count() {
+    // Whether it may be another one was judged before; see `evolve`.
+    let other_key = key.filter(|key| stored_key(metadata).as_deref() != Some(key));
+    if fields.len() == stored.fields().count() && other_key.is_none() {
         return Ok(None);
     }
     let evolved = StructType::try_new(fields).map_err(|error| unreadable(error.to_string()))?;
     let mut metadata = metadata.clone();
     if let Some(object) = metadata.as_object_mut() {
         object.insert("schemaString".to_owned(), schema_string(&evolved)?.into());
+    }
+    if let Some(key) = other_key {
+        note_key(&mut metadata, key);
     }
     Ok(Some(metadata))
 }
@@ -110,12 +157,12 @@ fn relaxed(field: &FieldRef) -> FieldRef {
     Arc::new(Field::new(field.name(), data_type, true))
 }
 
-/// The files and the `metaData` action at a version that has a checkpoint.
+/// What the table holds at a version that has a checkpoint.
 pub(super) async fn table_at(
     storage: &Storage,
     paths: &ArchivePaths,
     version: u64,
-) -> Result<(Vec<ArchiveFile>, Value), ArchiveError> {
+) -> Result<CheckpointTable, ArchiveError> {
     let failed = |source| delta_error("read the checkpoint of", paths, source);
     let mut table = delta_table(storage, paths);
     table.load_version(version).await.map_err(failed)?;
@@ -134,7 +181,14 @@ pub(super) async fn table_at(
             reason: "another program added it; the archive has one writer".to_owned(),
         })?);
     }
-    Ok((files, metadata))
+    let mut tombstones = state.all_tombstones(table.log_store().as_ref());
+    let mut retired = Vec::new();
+    while let Some(tombstone) = tombstones.try_next().await.map_err(failed)? {
+        let bytes = tombstone.size().and_then(|size| u64::try_from(size).ok()).unwrap_or_default();
+        let at_millis = tombstone.deletion_timestamp().unwrap_or_default();
+        retired.push(RetiredFile::remembered(tombstone.path().into_owned(), bytes, at_millis));
+    }
+    Ok(CheckpointTable { files, retired, metadata })
 }
 
 /// Writes a checkpoint of `version`.

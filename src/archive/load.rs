@@ -3,9 +3,11 @@
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use object_store::ObjectMeta;
 
+use super::keep::ListedFile;
 use super::log::{self, Entry, TableState};
-use super::{ArchiveError, commit};
+use super::{ArchiveError, Kind, commit};
 use crate::storage::paths::{self, ArchivePaths};
 use crate::storage::{Storage, StorageError, object_error};
 
@@ -81,7 +83,7 @@ async fn from_checkpoint(
     version: u64,
 ) -> Result<TableState, ArchiveError> {
     let missing = |version| damaged(paths, version, "it is missing");
-    let (files, metadata) = commit::table_at(storage, paths, version).await?;
+    let table = commit::table_at(storage, paths, version).await?;
     let newest = entry(storage, paths, version).await?.ok_or_else(|| missing(version))?;
     let mut record = newest.record.clone();
     let mut below = version;
@@ -90,8 +92,27 @@ async fn from_checkpoint(
         record = entry(storage, paths, below).await?.ok_or_else(|| missing(below))?.record;
     }
     let record = record.ok_or_else(|| missing(version))?;
-    TableState::at_checkpoint(version, &newest, &record, files, metadata)
-        .map_err(|reason| damaged(paths, version, reason))
+    TableState::at_checkpoint(version, &newest, &record, table).map_err(|reason| damaged(paths, version, reason))
+}
+
+/// Every data file that is there, whether a commit names it or not.
+pub(super) async fn list_files(storage: &Storage, paths: &ArchivePaths) -> Result<Vec<ListedFile>, ArchiveError> {
+    let mut files = Vec::new();
+    for kind in Kind::ALL {
+        let folder = paths.data_file(kind.folder());
+        let listed: Vec<ObjectMeta> = storage
+            .store()
+            .list(Some(&folder))
+            .try_collect()
+            .await
+            .map_err(|source| object_error("list", &folder, source))?;
+        files.extend(listed.into_iter().filter_map(|meta| {
+            let name = format!("{}/{}", kind.folder(), meta.location.filename()?);
+            let modified_at = meta.last_modified.timestamp_micros();
+            Some(ListedFile { path: meta.location, name, bytes: meta.size, modified_at })
+        }));
+    }
+    Ok(files)
 }
 
 async fn replay(

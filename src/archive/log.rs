@@ -9,7 +9,9 @@
 //! | `previous`, the SHA-256 of the entry before | an entry that was exchanged |
 //! | `digest` over all files of the table | a checkpoint that lost or changed a file |
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -17,16 +19,22 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::keep::{RetiredFile, RetiredFiles};
 use super::ledger::{Ledger, Standing};
 use super::{ArchiveFile, Kind};
+use crate::config;
 use crate::position::{Epoch, StreamFrontier};
+use crate::storage::blocks::BlockDigests;
 use crate::storage::paths::ArchivePaths;
 use crate::storage::sha256_hex;
 
 /// Application id of our `txn` actions; their version is the epoch.
 const APPLICATION: &str = "viewledger";
-/// Of [`Record`]; another one is refused, never guessed.
-const FORMAT: u32 = 1;
+/// Of [`Record`]; another one is refused, never guessed. Entries that rewrite files have the second.
+const FORMATS: [u32; 2] = [1, 2];
+/// How long removed files are remembered, as the table's own setting `delta.deletedFileRetentionDuration` says to
+/// others and to checkpoints. No setting of ours may keep them longer.
+pub(super) const REMEMBERED: Duration = config::RETENTION_MAX;
 
 /// What a commit of ours says about the archive after it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +53,8 @@ pub(super) struct Record {
 #[derive(Debug, Default)]
 pub(super) struct Change {
     pub(super) files: Vec<ArchiveFile>,
+    /// Names of files whose records are in `files` now.
+    pub(super) replaced: Vec<(String, u64)>,
     /// The table's new `metaData` action.
     pub(super) metadata: Option<Value>,
 }
@@ -56,6 +66,7 @@ pub(super) struct Entry {
     /// None when another program wrote the entry.
     pub(super) record: Option<Record>,
     files: Vec<ArchiveFile>,
+    removed: Vec<Remove>,
     metadata: Option<Value>,
     /// What the entry does to data that only we may do, or that we do not know.
     foreign: Option<String>,
@@ -68,6 +79,8 @@ pub(super) struct TableState {
     pub(super) standing: Standing,
     /// By epoch, ascending.
     pub(super) files: Vec<Arc<ArchiveFile>>,
+    /// Files that a rewrite replaced, for as long as they are remembered.
+    pub(super) retired: RetiredFiles,
     pub(super) metadata: Value,
     entry_sha256: String,
     digest: FileDigest,
@@ -78,7 +91,7 @@ struct Line<'a> {
     #[serde(borrow, rename = "commitInfo")]
     commit_info: Option<CommitInfo<'a>>,
     add: Option<Add>,
-    remove: Option<Value>,
+    remove: Option<Remove>,
     #[serde(rename = "metaData")]
     metadata: Option<Value>,
     protocol: Option<Value>,
@@ -97,11 +110,18 @@ struct Sealed<'a> {
     record: &'a RawValue,
 }
 
+#[derive(Debug, Deserialize)]
+struct Remove {
+    path: String,
+    #[serde(rename = "deletionTimestamp")]
+    at_millis: Option<i64>,
+}
+
 #[derive(Deserialize)]
 struct Add {
     path: String,
     size: u64,
-    tags: Option<std::collections::HashMap<String, Option<String>>>,
+    tags: Option<HashMap<String, Option<String>>>,
 }
 
 /// The text of the entry after `state` that moves it to `standing`.
@@ -114,8 +134,12 @@ pub(super) fn encode(
 ) -> serde_json::Result<Bytes> {
     let mut digest = state.map_or_else(FileDigest::default, |state| state.digest);
     change.files.iter().for_each(|file| digest.toggle(file));
+    let replaced: HashSet<&str> = change.replaced.iter().map(|(name, _)| name.as_str()).collect();
+    let files = state.iter().flat_map(|state| &state.files);
+    files.filter(|file| replaced.contains(file.name.as_str())).for_each(|file| digest.toggle(file));
+    let [plain, rewriting] = FORMATS;
     let record = serde_json::value::to_raw_value(&Record {
-        format: FORMAT,
+        format: if change.replaced.is_empty() { plain } else { rewriting },
         nonce: nonce.to_owned(),
         epoch: standing.epoch,
         frontier: standing.frontier.clone(),
@@ -130,14 +154,20 @@ pub(super) fn encode(
     actions.extend(change.metadata.iter().map(|metadata| json!({ "metaData": metadata })));
     let txn = json!({"appId": APPLICATION, "version": standing.epoch.0, "lastUpdated": at_millis});
     actions.push(json!({ "txn": txn }));
-    actions.extend(change.files.iter().map(|file| add_action(file, at_millis)));
+    actions.extend(change.replaced.iter().map(|(name, bytes)| remove_action(name, *bytes, at_millis)));
+    let adds = if change.replaced.is_empty() { Adds::Records } else { Adds::SameRecords };
+    actions.extend(change.files.iter().map(|file| add_action(file, adds, at_millis)));
     let actions: Vec<String> = actions.iter().map(Value::to_string).collect();
     let actions = actions.join("\n");
     let sealed = Sealed { sha256: seal(record.get(), &actions), record: &record };
     // Assembled as text: the digest covers the record's exact bytes.
+    let operation = match adds {
+        Adds::Records => r#""WRITE","operationParameters":{"mode":"Append"},"isBlindAppend":true"#,
+        Adds::SameRecords => r#""OPTIMIZE","operationParameters":{},"isBlindAppend":false"#,
+    };
     let text = format!(
-        "{{\"commitInfo\":{{\"timestamp\":{at_millis},\"operation\":\"WRITE\",\"operationParameters\":{{\"mode\":\
-         \"Append\"}},\"isBlindAppend\":true,\"engineInfo\":\"viewledger {}\",\"viewledger\":{}}}}}\n{actions}\n",
+        "{{\"commitInfo\":{{\"timestamp\":{at_millis},\"operation\":{operation},\"engineInfo\":\"viewledger {}\",\
+         \"viewledger\":{}}}}}\n{actions}\n",
         env!("CARGO_PKG_VERSION"),
         serde_json::to_string(&sealed)?,
     );
@@ -148,28 +178,62 @@ fn seal(record: &str, actions: &str) -> String {
     sha256_hex(format!("{record}\n{actions}").as_bytes())
 }
 
-fn add_action(file: &ArchiveFile, at_millis: i64) -> Value {
+/// Whether the files that an entry adds hold records that the table did not have.
+#[derive(Debug, Clone, Copy)]
+enum Adds {
+    Records,
+    SameRecords,
+}
+
+fn add_action(file: &ArchiveFile, adds: Adds, at_millis: i64) -> Value {
+    let mut tags = json!({
+        "kind": file.kind.name(),
+        "epoch": file.epoch.to_string(),
+        "rows": file.rows.to_string(),
+        "sha256": file.sha256,
+    });
+    if file.first != file.epoch {
+        tags["first_epoch"] = file.first.to_string().into();
+    }
+    if let Some(columns) = &file.columns {
+        tags["columns"] = columns.as_str().into();
+    }
+    if let Some(blocks) = &file.blocks {
+        tags["blocks"] = blocks.to_string().into();
+    }
     json!({"add": {
         "path": file.name,
         "partitionValues": {},
         "size": file.bytes,
         "modificationTime": at_millis,
-        "dataChange": true,
+        "dataChange": matches!(adds, Adds::Records),
         "stats": json!({"numRecords": file.rows}).to_string(),
-        "tags": {
-            "kind": file.kind.name(),
-            "epoch": file.epoch.to_string(),
-            "rows": file.rows.to_string(),
-            "sha256": file.sha256,
-        },
+        "tags": tags,
+    }})
+}
+
+fn remove_action(name: &str, bytes: u64, at_millis: i64) -> Value {
+    json!({"remove": {
+        "path": name,
+        "deletionTimestamp": at_millis,
+        "dataChange": false,
+        "extendedFileMetadata": true,
+        "partitionValues": {},
+        "size": bytes,
     }})
 }
 
 /// Reads an entry. The error says what is wrong with it; the caller names the object.
 pub(super) fn decode(bytes: &[u8], paths: &ArchivePaths) -> Result<Entry, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
-    let mut entry =
-        Entry { sha256: sha256_hex(bytes), record: None, files: Vec::new(), metadata: None, foreign: None };
+    let mut entry = Entry {
+        sha256: sha256_hex(bytes),
+        record: None,
+        files: vec![],
+        removed: vec![],
+        metadata: None,
+        foreign: None,
+    };
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
         let line: Line<'_> = serde_json::from_str(line).map_err(|error| error.to_string())?;
         if let Some(sealed) = line.commit_info.and_then(|info| info.viewledger) {
@@ -181,8 +245,9 @@ pub(super) fn decode(bytes: &[u8], paths: &ArchivePaths) -> Result<Entry, String
                 None => entry.foreign = Some(format!("it adds {}", add.path)),
             }
         }
-        if line.remove.is_some() {
+        if let Some(remove) = line.remove {
             entry.foreign = Some("it removes files".to_owned());
+            entry.removed.push(remove);
         }
         if line.protocol.is_some() {
             entry.foreign.get_or_insert_with(|| "it changes the protocol".to_owned());
@@ -202,8 +267,9 @@ fn open_sealed(sealed: &Sealed<'_>, text: &str) -> Result<Record, String> {
         return Err("its content does not match its SHA-256".to_owned());
     }
     let record: Record = serde_json::from_str(sealed.record.get()).map_err(|error| error.to_string())?;
-    if record.format != FORMAT {
-        return Err(format!("it has format {}, this program knows {FORMAT}", record.format));
+    if !FORMATS.contains(&record.format) {
+        let [oldest, newest] = FORMATS;
+        return Err(format!("it has format {}, this program knows {oldest} to {newest}", record.format));
     }
     Ok(record)
 }
@@ -215,14 +281,25 @@ pub(super) fn tagged_file(
     bytes: u64,
     tag: impl Fn(&str) -> Option<String>,
 ) -> Option<ArchiveFile> {
+    let epoch = Epoch(tag("epoch")?.parse().ok()?);
+    let first = match tag("first_epoch") {
+        Some(first) => Epoch(first.parse().ok()?),
+        None => epoch,
+    };
     Some(ArchiveFile {
         path: paths.data_file(name),
         name: name.to_owned(),
         kind: Kind::named(&tag("kind")?)?,
         rows: tag("rows")?.parse().ok()?,
         bytes,
-        epoch: Epoch(tag("epoch")?.parse().ok()?),
+        first,
+        epoch,
+        columns: tag("columns"),
         sha256: tag("sha256")?,
+        blocks: match tag("blocks") {
+            Some(blocks) => Some(BlockDigests::parse(&blocks)?),
+            None => None,
+        },
     })
 }
 
@@ -258,6 +335,7 @@ impl TableState {
             version: 0,
             standing: Standing::default(),
             files: Vec::new(),
+            retired: RetiredFiles::default(),
             metadata,
             entry_sha256: String::new(),
             digest: FileDigest::default(),
@@ -274,10 +352,11 @@ impl TableState {
         version: u64,
         entry: &Entry,
         record: &Record,
-        mut files: Vec<ArchiveFile>,
-        metadata: Value,
+        table: CheckpointTable,
     ) -> Result<Self, String> {
-        files.sort_by_key(|file| (file.epoch, file.kind));
+        let CheckpointTable { files, retired, metadata } = table;
+        let mut files: Vec<Arc<ArchiveFile>> = files.into_iter().map(Arc::new).collect();
+        put_in_order(&mut files);
         let mut digest = FileDigest::default();
         files.iter().for_each(|file| digest.toggle(file));
         if digest.hex() != record.digest {
@@ -286,7 +365,8 @@ impl TableState {
         Ok(Self {
             version,
             standing: record.standing(),
-            files: files.into_iter().map(Arc::new).collect(),
+            files,
+            retired: RetiredFiles::new(retired),
             metadata,
             entry_sha256: entry.sha256.clone(),
             digest,
@@ -305,9 +385,15 @@ impl TableState {
                 if record.previous != self.entry_sha256 {
                     return Err("it does not follow the entry before it, which was exchanged".to_owned());
                 }
+                if !entry.removed.is_empty() {
+                    self.retire(&entry.removed, &entry.files)?;
+                }
                 for file in entry.files {
                     self.digest.toggle(&file);
                     self.files.push(Arc::new(file));
+                }
+                if !entry.removed.is_empty() {
+                    put_in_order(&mut self.files);
                 }
                 if self.digest.hex() != record.digest {
                     return Err("the files up to it are not those that it was written for".to_owned());
@@ -328,6 +414,46 @@ impl TableState {
     }
 }
 
+impl TableState {
+    /// Takes the files out that a rewrite replaced. What it puts in their place holds as many records.
+    fn retire(&mut self, removed: &[Remove], added: &[ArchiveFile]) -> Result<(), String> {
+        let mut balance = [0_i128; Kind::ALL.len()];
+        let mut retired: Vec<RetiredFile> = Vec::with_capacity(removed.len());
+        let named: HashMap<&str, &Remove> = removed.iter().map(|r| (r.path.as_str(), r)).collect();
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.files).into_iter().partition(|file| named.contains_key(file.name.as_str()));
+        self.files = kept;
+        if gone.len() != removed.len() {
+            return Err("it replaces files that the table does not have".to_owned());
+        }
+        for file in &gone {
+            self.digest.toggle(file);
+            balance[file.kind.index()] -= i128::from(file.rows);
+            let at_millis = named.get(file.name.as_str()).and_then(|remove| remove.at_millis).unwrap_or_default();
+            retired.push(RetiredFile::of(file, at_millis));
+        }
+        added.iter().for_each(|file| balance[file.kind.index()] += i128::from(file.rows));
+        if balance.iter().any(|rows| *rows != 0) {
+            return Err("the files that it puts in the place of others hold more or fewer records".to_owned());
+        }
+        self.retired = self.retired.with(retired);
+        Ok(())
+    }
+}
+
+/// Sorts files as snapshots hold them.
+fn put_in_order(files: &mut [Arc<ArchiveFile>]) {
+    files.sort_by(|a, b| (a.epoch, a.kind, &a.name).cmp(&(b.epoch, b.kind, &b.name)));
+}
+
+/// What a checkpoint holds of a table.
+#[derive(Debug, Default)]
+pub(super) struct CheckpointTable {
+    pub(super) files: Vec<ArchiveFile>,
+    pub(super) retired: Vec<RetiredFile>,
+    pub(super) metadata: Value,
+}
+
 impl Record {
     fn standing(&self) -> Standing {
         Standing { epoch: self.epoch, frontier: self.frontier.clone(), ledger: self.ledger.clone() }
@@ -341,8 +467,18 @@ struct FileDigest([u8; 32]);
 
 impl FileDigest {
     fn toggle(&mut self, file: &ArchiveFile) {
-        let ArchiveFile { path: _, name, kind, rows, bytes, epoch, sha256 } = file;
-        let text = format!("{name}|{}|{rows}|{bytes}|{epoch}|{sha256}", kind.name());
+        let ArchiveFile { path: _, name, kind, rows, bytes, first, epoch, columns, sha256, blocks } = file;
+        let mut text = format!("{name}|{}|{rows}|{bytes}|{epoch}|{sha256}", kind.name());
+        // What older files lack adds nothing to their digest.
+        if first != epoch {
+            text.push_str(&format!("|first {first}"));
+        }
+        if let Some(columns) = columns {
+            text.push_str(&format!("|columns {columns}"));
+        }
+        if let Some(blocks) = blocks {
+            text.push_str(&format!("|blocks {blocks}"));
+        }
         for (mine, theirs) in self.0.iter_mut().zip(Sha256::digest(text.as_bytes())) {
             *mine ^= theirs;
         }
@@ -354,106 +490,4 @@ impl FileDigest {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::storage::paths::data_file_name;
-
-    fn file(epoch: u64) -> ArchiveFile {
-        let name = data_file_name("events", Epoch(epoch), "n");
-        ArchiveFile {
-            path: ArchivePaths::new("s").data_file(&name),
-            name,
-            kind: Kind::Event,
-            rows: 3,
-            bytes: 99,
-            epoch: Epoch(epoch),
-            sha256: "ab".into(),
-        }
-    }
-
-    fn standing(epoch: u64) -> Standing {
-        Standing { epoch: Epoch(epoch), ..Standing::default() }
-    }
-
-    fn decoded(bytes: &[u8]) -> Entry {
-        decode(bytes, &ArchivePaths::new("s")).unwrap()
-    }
-
-    fn started() -> (TableState, Bytes) {
-        let change = Change { metadata: Some(json!({"id": "x"})), ..Change::default() };
-        let bytes = encode(None, &standing(0), "a", &change, 5).unwrap();
-        (TableState::first(decoded(&bytes)).unwrap(), bytes)
-    }
-
-    fn next(state: &TableState, nonce: &str) -> Bytes {
-        let epoch = state.standing.epoch.0 + 1;
-        let change = Change { files: vec![file(epoch)], metadata: None };
-        encode(Some(state), &standing(epoch), nonce, &change, 5).unwrap()
-    }
-
-    #[test]
-    fn entries_add_up() {
-        let (mut state, _) = started();
-        for n in 1..=3 {
-            let bytes = next(&state, "b");
-            state.apply(decoded(&bytes)).unwrap();
-            assert_eq!((state.version, state.standing.epoch), (n, Epoch(n)));
-        }
-        assert_eq!(state.files.iter().map(|file| file.epoch.0).collect::<Vec<_>>(), [1, 2, 3]);
-        assert_eq!(*state.files[2], file(3));
-    }
-
-    #[test]
-    fn every_flipped_bit_of_what_matters_is_found() {
-        let (state, _) = started();
-        let good = next(&state, "b");
-        let covered = std::str::from_utf8(&good).unwrap().find("\"sha256\"").unwrap();
-        for position in covered..good.len() {
-            let mut bad = good.to_vec();
-            bad[position] ^= 0x01;
-            let outcome = decode(&bad, &ArchivePaths::new("s")).and_then(|entry| state.clone().apply(entry));
-            assert!(outcome.is_err(), "a flip at byte {position} of {} went unnoticed", good.len());
-        }
-    }
-
-    #[test]
-    fn an_exchanged_entry_breaks_the_chain() {
-        let (state, _) = started();
-        let (first, other) = (next(&state, "b"), next(&state, "c"));
-        let mut one = state.clone();
-        one.apply(decoded(&first)).unwrap();
-        let second = next(&one, "d");
-        let mut exchanged = state;
-        exchanged.apply(decoded(&other)).unwrap();
-        assert!(exchanged.apply(decoded(&second)).unwrap_err().contains("exchanged"));
-    }
-
-    #[test]
-    fn the_winner_is_known_by_its_nonce() {
-        let (mut state, _) = started();
-        let entry = decoded(&next(&state, "b"));
-        assert_eq!(entry.winner("b"), Winner::Us);
-        assert_eq!(entry.winner("z"), Winner::Writer(Epoch(1)));
-        let vacuum = decoded(b"{\"commitInfo\":{\"operation\":\"VACUUM END\"}}\n");
-        assert_eq!(vacuum.winner("b"), Winner::Harmless);
-        state.apply(vacuum).unwrap();
-        let optimize =
-            b"{\"commitInfo\":{}}\n{\"remove\":{\"path\":\"x\"}}\n{\"add\":{\"path\":\"y\",\"size\":1}}\n";
-        assert!(matches!(decoded(optimize).winner("b"), Winner::Foreign(_)));
-        assert!(state.apply(decoded(optimize)).unwrap_err().contains("one writer"));
-    }
-
-    #[test]
-    fn a_checkpoint_that_lost_a_file_is_found() {
-        let (mut state, _) = started();
-        let bytes = next(&state, "b");
-        state.apply(decoded(&bytes)).unwrap();
-        let entry = decoded(&bytes);
-        let record = entry.record.clone().unwrap();
-        assert!(TableState::at_checkpoint(1, &entry, &record, vec![file(1)], json!({})).is_ok());
-        assert!(TableState::at_checkpoint(1, &entry, &record, vec![], json!({})).is_err());
-        let changed = ArchiveFile { rows: 4, ..file(1) };
-        assert!(TableState::at_checkpoint(1, &entry, &record, vec![changed], json!({})).is_err());
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@ use std::iter::repeat_n;
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, StringArray};
-use arrow::datatypes::{FieldRef, SchemaRef};
+use arrow::datatypes::{FieldRef, Schema, SchemaRef};
 use uuid::Uuid;
 
 use super::ledger::{Ledger, Standing};
@@ -14,6 +14,7 @@ use crate::position::{Epoch, StreamFrontier};
 use crate::storage::parquet::{EncodedFile, ParquetSink};
 use crate::storage::paths;
 use crate::storage::scan::fitted_columns;
+use crate::storage::sha256_hex;
 
 /// Collects the records of the epoch after the one it was begun at.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct EpochWriter {
 pub struct EncodedEpoch {
     pub(super) nonce: String,
     pub(super) offered: Standing,
+    /// Which columns its files have.
+    pub(super) columns: String,
     pub(super) files: Vec<EpochFile>,
 }
 
@@ -106,13 +109,22 @@ impl EpochWriter {
                 files.push(EpochFile { kind, name, file: sink.finish()? });
             }
         }
-        Ok(EncodedEpoch { nonce, offered: Standing { epoch: self.epoch, frontier, ledger }, files })
+        let columns = columns_digest(&self.schema);
+        Ok(EncodedEpoch { nonce, offered: Standing { epoch: self.epoch, frontier, ledger }, columns, files })
     }
 
     /// The columns every appended batch must have.
     pub fn schema(&self) -> SchemaRef {
         Arc::clone(&self.schema)
     }
+}
+
+/// Names and types of columns, in short.
+pub(super) fn columns_digest(schema: &Schema) -> String {
+    let fields = schema.fields().iter().map(|field| format!("{} {}\n", field.name(), field.data_type()));
+    let mut digest = sha256_hex(fields.collect::<String>().as_bytes());
+    digest.truncate(16);
+    digest
 }
 
 impl EncodedEpoch {

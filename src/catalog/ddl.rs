@@ -14,9 +14,9 @@ use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Location, Token};
 
 use super::Fault;
+use super::schedule::RefreshEvery;
 use super::stream::{Check, Column, ColumnType, Stream};
 use super::view::{OrdinaryView, REFRESH_EVERY_DEFAULT, View};
-use crate::config::parse_duration;
 
 /// One statement of a file in `sql/`.
 #[derive(Debug, Clone, PartialEq)]
@@ -176,8 +176,7 @@ fn view(declared: CreateView, comment: Option<String>, file: &str, start: Locati
         let wrong = |reason: String| fault(&view.file, key.span.start, reason);
         match normalize(&key).as_str() {
             "refresh_every" => {
-                view.refresh_every = parse_duration(&text)
-                    .ok_or_else(|| wrong(format!("{text:?} is not a duration; write it like '30s' or '1 hour'")))?;
+                view.refresh_every = RefreshEvery::parse(&text).map_err(wrong)?;
             }
             "billable" => {
                 view.billable =
@@ -195,6 +194,7 @@ fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Locati
     let name = single_name(&table.name).map_err(|reason| fault(file, start, reason))?;
     let mut rules = Rules { file, stream: &name, key: None, checks: Vec::new() };
     let mut columns: Vec<Column> = Vec::with_capacity(table.columns.len());
+    let mut places = Vec::with_capacity(table.columns.len());
     for definition in &table.columns {
         let column = column(file, definition)?;
         if columns.iter().any(|c| c.name == column.name) {
@@ -205,6 +205,7 @@ fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Locati
             ));
         }
         columns.push(column);
+        places.push((definition.name.span.start.line, definition.name.span.start.column));
         for option in &definition.options {
             rules.column_option(definition, option.name.as_ref(), &option.option)?;
         }
@@ -253,6 +254,7 @@ fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Locati
     }
     Ok(Stream {
         topic: topic.ok_or_else(|| fault(file, start, format!("stream {name} needs WITH (topic = '...')")))?,
+        places,
         declared_at: format!("{file}:{}", start.line),
         name,
         columns,

@@ -30,6 +30,8 @@ pub struct Stream {
     pub checks: Vec<Check>,
     /// What a row is, from the comment above the statement.
     pub comment: Option<String>,
+    /// Line and column of each of `columns` in its file.
+    pub places: Vec<(u64, u64)>,
     /// The file and line of its declaration, for messages.
     pub declared_at: String,
 }

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use datafusion::sql::sqlparser::ast::Query;
 
+use super::schedule::RefreshEvery;
+
 /// A lambda view: one SELECT over one stream, kept as partial states in batch and delta and merged when read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct View {
     pub name: String,
     pub query: Box<Query>,
-    pub refresh_every: Duration,
+    pub refresh_every: RefreshEvery,
     /// Whether money is paid by it, so that all its numbers must be exact.
     pub billable: bool,
     /// What a row is, from the comment above the statement.
@@ -30,4 +32,4 @@ pub struct OrdinaryView {
 }
 
 /// How often a view is refreshed that does not say so itself.
-pub const REFRESH_EVERY_DEFAULT: Duration = Duration::from_secs(3600);
+pub const REFRESH_EVERY_DEFAULT: RefreshEvery = RefreshEvery::Interval(Duration::from_secs(3600));

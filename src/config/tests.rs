@@ -61,6 +61,11 @@ fn mistakes_are_named() {
             &[],
             "invalid settings: kafka.options may not set isolation.level: exactness depends on it",
         ),
+        (
+            "[archive]\nretention = '25h'",
+            &[],
+            "invalid settings: archive.retention must be at most 24h: the archive's log remembers replaced files no longer",
+        ),
         ("[refresh]\nthreads = 0", &[], "invalid settings: refresh.threads must be at least 1"),
     ];
     for (toml, env, expected) in cases {

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::datatypes::{Field, Schema, SchemaRef};
+use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::{Column, DataFusionError, TableReference};
@@ -114,6 +114,16 @@ impl ViewError {
     pub(super) fn plan(view: &str, source: DataFusionError) -> Self {
         Self::Plan { view: view.to_owned(), source }
     }
+}
+
+/// One aggregate of a view, as it is before expressions over it and HAVING.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Value {
+    /// Of its column in [`LambdaView::state_schema`] and in the rows of [`LambdaView::values_plan`].
+    pub name: String,
+    /// As the view's SQL calls it, for example `count`.
+    pub function: String,
+    pub data_type: DataType,
 }
 
 /// A view split at its aggregate.
@@ -242,6 +252,27 @@ impl LambdaView {
             .collect();
         let merged = self.projected(merged, renamed)?;
         finish(&self.name, &self.query, merged)
+    }
+
+    /// States to the value of every aggregate, one row for each group key: nothing is left out by HAVING, nothing
+    /// computed further. The columns are named as in [`Self::state_schema`].
+    ///
+    /// # Errors
+    /// When `states` has not the columns of [`Self::state_schema`].
+    pub fn values_plan(&self, states: Arc<dyn TableProvider>) -> Result<LogicalPlan, ViewError> {
+        let (scan, keys, calls) = self.calls(Kind::Merge, states)?;
+        self.aggregated(scan, keys, calls).and_then(|plan| self.as_states(plan))
+    }
+
+    /// The aggregates, in the order of their columns.
+    pub fn values(&self) -> Vec<Value> {
+        let fields = self.state_schema.fields().iter().skip(self.group_columns());
+        let value = |(field, inner): (&FieldRef, &Arc<Inner>)| Value {
+            name: field.name().clone(),
+            function: inner.function().name().to_owned(),
+            data_type: inner.return_field().data_type().clone(),
+        };
+        fields.zip(&self.inners).map(value).collect()
     }
 
     /// Ok when every number of the view is exact: neither a float nor an approximation takes part in any of them.

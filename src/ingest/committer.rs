@@ -5,8 +5,10 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use datafusion::arrow::record_batch::RecordBatch;
+use tokio::sync::oneshot;
 
 use crate::archive::ledger::Ledger;
+use crate::archive::rewrite::Rewrite;
 use crate::archive::writer::EncodedEpoch;
 use crate::archive::{Archive, ArchiveError, ArchiveSnapshot, Kind};
 use crate::merge::snapshot::SnapshotCell;
@@ -20,6 +22,17 @@ pub enum Work {
     Append(Kind, RecordBatch),
     /// The epoch ends here: commit it.
     Seal(StreamFrontier, Ledger),
+    /// Something that leaves the records as they are; whoever asked is told how it went.
+    Chore(Chore, oneshot::Sender<Result<Arc<ArchiveSnapshot>, ArchiveError>>),
+}
+
+/// What the writer of the archive does between two epochs.
+#[derive(Debug)]
+pub enum Chore {
+    /// Make sure that nobody else writes.
+    CatchUp,
+    /// Put a larger file in the place of small ones.
+    Rewrite(Rewrite),
 }
 
 /// Commits the epochs of one stream.
@@ -63,8 +76,36 @@ impl Committer {
                     });
                     writer = self.archive.begin();
                 }
+                Work::Chore(chore, answer) => self.chore(chore, answer)?,
             }
         }
+        Ok(())
+    }
+
+    /// An error from which the archive recovers goes to whoever asked; it is for them to try again.
+    fn chore(
+        &mut self,
+        chore: Chore,
+        answer: oneshot::Sender<Result<Arc<ArchiveSnapshot>, ArchiveError>>,
+    ) -> Result<(), ArchiveError> {
+        let done = self.io.block_on(async {
+            match &chore {
+                Chore::CatchUp => self.archive.catch_up().await,
+                Chore::Rewrite(rewrite) => self.archive.rewrite(rewrite).await,
+            }
+        });
+        let answered = match done {
+            Ok(snapshot) => {
+                self.cell.update_stream(&self.stream, |stream| stream.archive = Arc::clone(&snapshot));
+                answer.send(Ok(snapshot))
+            }
+            Err(error) if error.is_retryable() || matches!(error, ArchiveError::Rewrite { .. }) => {
+                answer.send(Err(error))
+            }
+            Err(error) => return Err(error),
+        };
+        // Who asked may have gone; the archive stands as it stands.
+        drop(answered);
         Ok(())
     }
 

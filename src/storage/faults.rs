@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt};
@@ -27,6 +27,8 @@ pub enum Fault {
     Eio,
     /// The write happens, but the answer is lost.
     AfterWrite,
+    /// The write happens, the answer is lost, and so is that to the next question.
+    Unanswered,
     /// The process is gone: this and every later write does not happen.
     Killed,
 }
@@ -39,6 +41,15 @@ enum Listing {
     Broken,
 }
 
+/// What is called at a chosen write.
+struct Hook(usize, Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Hook({})", self.0)
+    }
+}
+
 /// Counts writes and fails the one that was chosen.
 #[derive(Debug)]
 pub struct FaultyStore {
@@ -46,6 +57,8 @@ pub struct FaultyStore {
     writes: AtomicUsize,
     reads: AtomicUsize,
     plan: Mutex<Option<(usize, Fault)>>,
+    hook: Mutex<Option<Hook>>,
+    deaf: AtomicBool,
     listing: Mutex<Listing>,
 }
 
@@ -56,6 +69,8 @@ impl FaultyStore {
             writes: AtomicUsize::new(0),
             reads: AtomicUsize::new(0),
             plan: Mutex::new(None),
+            hook: Mutex::new(None),
+            deaf: AtomicBool::new(false),
             listing: Mutex::new(Listing::True),
         })
     }
@@ -67,6 +82,11 @@ impl FaultyStore {
     /// Lets `after` further writes pass and fails the next one.
     pub fn fail_write(&self, after: usize, fault: Fault) {
         *self.plan.lock() = Some((self.writes.load(Ordering::SeqCst) + after, fault));
+    }
+
+    /// Lets `after` further writes pass and calls `hook` just before the next one, which then happens.
+    pub fn at_write(&self, after: usize, hook: impl FnOnce() + Send + 'static) {
+        *self.hook.lock() = Some(Hook(self.writes.load(Ordering::SeqCst) + after, Box::new(hook)));
     }
 
     pub fn storage(self: &Arc<Self>) -> Storage {
@@ -101,6 +121,9 @@ impl FaultyStore {
 
     fn next_fault(&self) -> Option<Fault> {
         let write = self.writes.fetch_add(1, Ordering::SeqCst);
+        if let Some(Hook(_, call)) = self.hook.lock().take_if(|hook| hook.0 == write) {
+            call();
+        }
         let mut plan = self.plan.lock();
         match *plan {
             Some((at, Fault::Killed)) if write >= at => Some(Fault::Killed),
@@ -131,7 +154,8 @@ impl ObjectStore for FaultyStore {
             Some(Fault::DiskFull) => Err(failure(std::io::ErrorKind::StorageFull.into())),
             Some(Fault::Eio) => Err(failure(std::io::Error::from_raw_os_error(5))),
             Some(Fault::Killed) => Err(failure(std::io::Error::other("the process was killed"))),
-            Some(Fault::AfterWrite) => {
+            Some(fault @ (Fault::AfterWrite | Fault::Unanswered)) => {
+                self.deaf.store(fault == Fault::Unanswered, Ordering::SeqCst);
                 self.inner.put_opts(location, payload, opts).await?;
                 Err(failure(std::io::ErrorKind::TimedOut.into()))
             }
@@ -148,6 +172,9 @@ impl ObjectStore for FaultyStore {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         self.reads.fetch_add(1, Ordering::SeqCst);
+        if self.deaf.swap(false, Ordering::SeqCst) {
+            return Err(failure(std::io::ErrorKind::TimedOut.into()));
+        }
         self.inner.get_opts(location, options).await
     }
 

@@ -1,7 +1,7 @@
 //! How Parquet files are written, everywhere the same.
 //!
-//! parquet 59 checks page checksums when it reads but does not write them, so every file's SHA-256 is kept
-//! beside its name, in the commit or manifest that names it.
+//! parquet 59 checks page checksums when it reads but does not write them, so every file's SHA-256 and the digests of
+//! its blocks are kept beside its name, in the commit or manifest that names it.
 
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef};
 use bytes::Bytes;
 use object_store::path::Path;
 
+use super::blocks::BlockDigests;
 use super::{Created, Storage, StorageError, sha256_hex};
 
 /// Rows of a row group at most: the unit in which readers split and skip.
@@ -29,6 +30,7 @@ pub struct WrittenFile {
     pub bytes: u64,
     /// Of the whole file, 64 hexadecimal digits.
     pub sha256: String,
+    pub blocks: BlockDigests,
 }
 
 /// An encoded file that is still in memory.
@@ -38,11 +40,32 @@ pub struct EncodedFile {
     pub rows: u64,
     /// Of `bytes`, 64 hexadecimal digits.
     pub sha256: String,
+    pub blocks: BlockDigests,
 }
 
-/// The settings of every file: zstd 1 (best size for its speed), statistics per page; dictionaries but for instants,
-/// offsets and the like, which hardly repeat: their differences are small and cheaper to write than to look up.
+/// How often a Bloom filter may say of a key that it could be there although it is not.
+const KEY_FILTER_ERRORS: f64 = 0.01;
+
+/// The settings of every file: zstd 1 (best size for its speed).
+///
+/// Instants, offsets and the like hardly repeat: their differences are small and cheaper to write than a dictionary.
+/// They have statistics per page. Texts have none: rows are in order of arrival or of a hash, so that every page holds
+/// texts from the whole range, and nothing could be skipped by them.
 pub fn writer_properties(schema: &Schema) -> WriterProperties {
+    common_properties(schema).build()
+}
+
+/// With a Bloom filter and statistics on the column `key`, by which readers skip the row groups and pages that do not hold
+/// one.
+fn keyed_properties(schema: &Schema, key: &str) -> WriterProperties {
+    let column = ColumnPath::from(vec![key.to_owned()]);
+    common_properties(schema)
+        .set_column_statistics_enabled(column.clone(), EnabledStatistics::Page)
+        .set_column_bloom_filter_fpp(column, KEY_FILTER_ERRORS)
+        .build()
+}
+
+fn common_properties(schema: &Schema) -> WriterPropertiesBuilder {
     let builder = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).unwrap_or_default()))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS_MAX))
@@ -56,7 +79,13 @@ pub fn writer_properties(schema: &Schema) -> WriterProperties {
             .set_column_dictionary_enabled(column.clone(), false)
             .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED)
     };
-    schema.fields().iter().filter(is_long).fold(builder, by_differences).build()
+    let builder = schema.fields().iter().filter(is_long).fold(builder, by_differences);
+    let is_text = |field: &&FieldRef| matches!(field.data_type(), DataType::Utf8 | DataType::Binary);
+    let without_statistics = |builder: WriterPropertiesBuilder, field: &FieldRef| {
+        let column = ColumnPath::from(vec![field.name().clone()]);
+        builder.set_column_statistics_enabled(column, EnabledStatistics::None)
+    };
+    schema.fields().iter().filter(is_text).fold(builder, without_statistics)
 }
 
 /// Encodes batches into one file in memory as they arrive. CPU only; does no I/O.
@@ -67,7 +96,16 @@ pub struct ParquetSink {
 
 impl ParquetSink {
     pub fn new(schema: &SchemaRef) -> Result<Self, ParquetError> {
-        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(writer_properties(schema)))?;
+        Self::with_properties(schema, writer_properties(schema))
+    }
+
+    /// With a Bloom filter on the column `key`.
+    pub fn keyed(schema: &SchemaRef, key: &str) -> Result<Self, ParquetError> {
+        Self::with_properties(schema, keyed_properties(schema, key))
+    }
+
+    fn with_properties(schema: &SchemaRef, properties: WriterProperties) -> Result<Self, ParquetError> {
+        let writer = ArrowWriter::try_new(Vec::new(), Arc::clone(schema), Some(properties))?;
         Ok(Self { writer, rows: 0 })
     }
 
@@ -88,8 +126,8 @@ impl ParquetSink {
 
     pub fn finish(self) -> Result<EncodedFile, ParquetError> {
         let bytes = Bytes::from(self.writer.into_inner()?);
-        let sha256 = sha256_hex(&bytes);
-        Ok(EncodedFile { bytes, rows: self.rows, sha256 })
+        let (sha256, blocks) = (sha256_hex(&bytes), BlockDigests::of(&bytes));
+        Ok(EncodedFile { bytes, rows: self.rows, sha256, blocks })
     }
 }
 
@@ -123,6 +161,7 @@ pub async fn put_encoded(storage: &Storage, path: &Path, file: &EncodedFile) -> 
             rows: file.rows,
             bytes: file.bytes.len() as u64,
             sha256: file.sha256.clone(),
+            blocks: file.blocks.clone(),
         }),
         Created::Taken => Err(StorageError::Damaged {
             path: path.to_string(),
@@ -133,9 +172,14 @@ pub async fn put_encoded(storage: &Storage, path: &Path, file: &EncodedFile) -> 
 
 /// Reads a file whole and compares its SHA-256. The error names the file.
 pub async fn verify_file(storage: &Storage, path: &Path, sha256: &str) -> Result<(), StorageError> {
+    read_verified(storage, path, sha256).await.map(drop)
+}
+
+/// As [`verify_file`], with the bytes.
+pub async fn read_verified(storage: &Storage, path: &Path, sha256: &str) -> Result<Bytes, StorageError> {
     let damaged = |reason: &str| StorageError::Damaged { path: path.to_string(), reason: reason.to_owned() };
     let bytes = storage.read(path).await?.ok_or_else(|| damaged("it is missing"))?;
-    if sha256_hex(&bytes) == sha256 { Ok(()) } else { Err(damaged("its content does not match its SHA-256")) }
+    if sha256_hex(&bytes) == sha256 { Ok(bytes) } else { Err(damaged("its content does not match its SHA-256")) }
 }
 
 #[cfg(test)]

@@ -33,6 +33,21 @@ pub fn view_file(view: &str, generation: GenerationId, run: usize) -> Path {
     Path::from_iter(["views", view, &name])
 }
 
+/// The generation that a file of partial states was written for; None when it is not such a file.
+pub fn view_file_generation(path: &Path) -> Option<GenerationId> {
+    let parts: Vec<_> = path.parts().collect();
+    let [folder, _view, name] = parts.as_slice() else { return None };
+    let (digits, rest) = name.as_ref().split_at_checked(20)?;
+    let ours = folder.as_ref() == "views" && rest.starts_with('-') && rest.ends_with(".parquet");
+    let number = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten()?;
+    ours.then_some(GenerationId(number))
+}
+
+/// All files of all views.
+pub fn views() -> Path {
+    Path::from("views")
+}
+
 /// All files of a view.
 pub fn view(view: &str) -> Path {
     Path::from_iter(["views", view])
@@ -86,6 +101,12 @@ pub fn data_file_name(folder: &str, epoch: Epoch, nonce: &str) -> String {
     format!("{folder}/{}-{nonce}.parquet", padded(epoch.0))
 }
 
+/// The epoch in the last part of a data file's name, such as `00000000000000000012-ab.parquet`.
+pub fn data_file_epoch(file: &str) -> Option<Epoch> {
+    let (digits, nonce) = file.strip_suffix(".parquet")?.split_once('-')?;
+    (digits.len() == 20 && !nonce.is_empty()).then(|| digits.parse().ok()).flatten().map(Epoch)
+}
+
 /// The version in the name of a numbered document, such as `00000000000000000007.json`.
 pub fn numbered_json(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".json")?;
@@ -102,9 +123,12 @@ mod tests {
         assert_eq!(paths.log_entry(7).as_ref(), "archive/clicks/_delta_log/00000000000000000007.json");
         let name = data_file_name("events", Epoch(12), "ab");
         assert_eq!(paths.data_file(&name).as_ref(), "archive/clicks/events/00000000000000000012-ab.parquet");
+        assert_eq!(data_file_epoch(name.rsplit('/').next().unwrap_or_default()), Some(Epoch(12)));
+        assert_eq!(data_file_epoch("12-ab.parquet"), None);
         assert_eq!(numbered_json("00000000000000000007.json"), Some(7));
         assert_eq!(numbered_json("00000000000000000007.checkpoint.parquet"), None);
         assert_eq!(numbered_json("7.json"), None);
+        assert_eq!(view_file_generation(&view_file("v", GenerationId(12), 1)), Some(GenerationId(12)));
         assert_ne!(view_file("v", GenerationId(1), 0), view_file("v", GenerationId(1), 0));
     }
 }

@@ -14,6 +14,7 @@ use chrono::{DateTime, Utc};
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::config::TableParquetOptions;
 use datafusion::common::stats::Precision;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{DFSchema, Result, ScalarValue, Statistics};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
@@ -28,11 +29,17 @@ use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{CastExpr, Column};
 use datafusion::physical_expr::projection::{ProjectionExpr, ProjectionExprs};
+use datafusion::physical_expr_adapter::{
+    DefaultPhysicalExprAdapterFactory, PhysicalExprAdapter, PhysicalExprAdapterFactory,
+};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use object_store::ObjectMeta;
 use object_store::path::Path;
 use url::Url;
+
+use super::blocks::BlockDigests;
+use super::verified::VerifiedStore;
 
 /// Name of the column that holds the object name of the file a row was read from.
 pub const FILE_COLUMN: &str = "_file";
@@ -68,11 +75,20 @@ pub struct ScanFile {
     pub path: Path,
     pub bytes: u64,
     pub rows: u64,
+    /// By which every read is checked; older commits do not have them.
+    pub blocks: Option<BlockDigests>,
 }
 
-/// The files of one snapshot as a table. Columns that a file lacks read as NULL.
+/// Where the value of a column comes from in files that lack it.
+pub trait AbsentColumns: fmt::Debug + Send + Sync {
+    /// An expression over the columns of `file`; None for NULL.
+    fn value(&self, column: &str, file: &Schema) -> Option<Arc<dyn PhysicalExpr>>;
+}
+
+/// The files of one snapshot as a table. Columns that a file lacks read as NULL, unless [`AbsentColumns`] say more.
 #[derive(Debug)]
 pub struct ParquetTable {
+    absent: Option<Arc<dyn AbsentColumns>>,
     files: Arc<[ScanFile]>,
     file_schema: SchemaRef,
     schema: SchemaRef,
@@ -82,7 +98,12 @@ impl ParquetTable {
     /// A table with the columns of `file_schema`. The session must have storage registered under
     /// [`super::Storage::url`].
     pub fn new(file_schema: SchemaRef, files: impl Into<Arc<[ScanFile]>>) -> Self {
-        Self { files: files.into(), schema: Arc::clone(&file_schema), file_schema }
+        Self { absent: None, files: files.into(), schema: Arc::clone(&file_schema), file_schema }
+    }
+
+    /// Gives columns that a file lacks a value.
+    pub fn filled(self, absent: Arc<dyn AbsentColumns>) -> Self {
+        Self { absent: Some(absent), ..self }
     }
 
     /// Adds the columns `_file` and `_row`, by which a row is found again. They cost nothing unless asked for.
@@ -157,6 +178,37 @@ impl ParquetTable {
     }
 }
 
+/// Puts the values of absent columns in their place, and leaves the rest to DataFusion.
+#[derive(Debug)]
+struct Filling(Arc<dyn AbsentColumns>);
+
+#[derive(Debug)]
+struct FileFilling {
+    absent: Arc<dyn AbsentColumns>,
+    file: SchemaRef,
+    rest: Arc<dyn PhysicalExprAdapter>,
+}
+
+impl PhysicalExprAdapterFactory for Filling {
+    fn create(&self, table: SchemaRef, file: SchemaRef) -> Result<Arc<dyn PhysicalExprAdapter>> {
+        let rest = DefaultPhysicalExprAdapterFactory.create(table, Arc::clone(&file))?;
+        Ok(Arc::new(FileFilling { absent: Arc::clone(&self.0), file, rest }))
+    }
+}
+
+impl PhysicalExprAdapter for FileFilling {
+    fn rewrite(&self, expr: Arc<dyn PhysicalExpr>) -> Result<Arc<dyn PhysicalExpr>> {
+        let filled = expr.transform(|expr| {
+            let absent = expr.downcast_ref::<Column>().filter(|column| self.file.index_of(column.name()).is_err());
+            Ok(match absent.and_then(|column| self.absent.value(column.name(), &self.file)) {
+                Some(value) => Transformed::yes(value),
+                None => Transformed::no(expr),
+            })
+        })?;
+        self.rest.rewrite(filled.data)
+    }
+}
+
 fn file_field() -> FieldRef {
     Arc::new(Field::new(FILE_COLUMN, DataType::Utf8, true))
 }
@@ -220,10 +272,9 @@ impl TableProvider for ParquetTable {
         }
         let url = ObjectStoreUrl::parse(registration_url())?;
         let runtime = state.runtime_env();
-        let readers = CachedParquetFileReaderFactory::new(
-            runtime.object_store(&url)?,
-            runtime.cache_manager.get_file_metadata_cache(),
-        );
+        let store = VerifiedStore::new(runtime.object_store(&url)?, &self.files);
+        let readers =
+            CachedParquetFileReaderFactory::new(Arc::new(store), runtime.cache_manager.get_file_metadata_cache());
         let options = TableParquetOptions {
             global: state.config().options().execution.parquet.clone(),
             ..TableParquetOptions::default()
@@ -246,6 +297,10 @@ impl TableProvider for ParquetTable {
             .with_file_groups(self.file_groups(state))
             .with_statistics(statistics)
             .with_limit(limit)
+            .with_expr_adapter(self.absent.as_ref().map(|absent| {
+                let filling: Arc<dyn PhysicalExprAdapterFactory> = Arc::new(Filling(Arc::clone(absent)));
+                filling
+            }))
             .build();
         Ok(DataSourceExec::from_data_source(config))
     }
@@ -288,7 +343,7 @@ mod tests {
             let batch = RecordBatch::try_new(Arc::clone(&schema), columns).unwrap();
             let path = Path::from(format!("dir/{name}.parquet"));
             let written = write_parquet(storage, &path, &schema, &[batch]).await.unwrap();
-            files.push(ScanFile { path, bytes: written.bytes, rows: written.rows });
+            files.push(ScanFile { path, bytes: written.bytes, rows: written.rows, blocks: Some(written.blocks) });
         }
         files
     }

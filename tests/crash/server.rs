@@ -59,7 +59,7 @@ impl Site {
              [storage]\ndata_dir = {data:?}\n\
              [sql]\ndir = {sql:?}\n\
              [kafka]\nbrokers = {brokers:?}\n\
-             [archive]\ncommit_interval = {COMMIT_INTERVAL:?}\n"
+             [archive]\ncommit_interval = {COMMIT_INTERVAL:?}\nupkeep_interval = \"200ms\"\nretention = \"5s\"\n"
         )
     }
 

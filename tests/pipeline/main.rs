@@ -5,13 +5,19 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod brokers;
+mod damage;
 mod definitions;
 mod disk;
+mod evolution;
 mod kafka;
+mod keeping;
 mod partitions;
 mod processes;
 mod random;
+mod reconcile;
 mod records;
 mod refreshes;
 mod server;
+mod snapshots;
 mod world;
+mod zombie;

@@ -139,6 +139,12 @@ impl World {
         self.set("VIEWLEDGER_STORAGE_DATA_DIR", dir.display().to_string());
     }
 
+    /// How many files of batch views there are.
+    pub fn batch_files(&self) -> usize {
+        let views = std::fs::read_dir(self.path("data/views")).unwrap();
+        views.map(|view| std::fs::read_dir(view.unwrap().path()).unwrap().count()).sum()
+    }
+
     fn config(&self) -> Config {
         let settings = self.settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
         Config::load(None, settings).unwrap()

@@ -36,10 +36,15 @@ fn a_stream_with_everything() {
 fn a_view() {
     let sql = "CREATE MATERIALIZED VIEW v WITH (refresh_every = '1 hour') AS SELECT page, count(*) FROM raw.clicks GROUP BY page";
     let Definition::View(view) = parse("v.sql", sql).unwrap().remove(0) else { panic!("not a view") };
-    assert_eq!((view.name.as_str(), view.refresh_every.as_secs(), view.billable), ("v", 3600, false));
+    let hour = RefreshEvery::Interval(std::time::Duration::from_secs(3600));
+    assert_eq!((view.name.as_str(), view.refresh_every, view.billable), ("v", hour, false));
+    let nightly = sql.replace("1 hour", "30 2 * * *");
+    let Definition::View(view) = parse("v.sql", &nightly).unwrap().remove(0) else { panic!("not a view") };
+    assert!(matches!(view.refresh_every, RefreshEvery::Cron(_)));
     let sql = sql.replace("'1 hour'", "'5s', billable = 'true'");
     let Definition::View(view) = parse("v.sql", &sql).unwrap().remove(0) else { panic!("not a view") };
-    assert_eq!((view.refresh_every.as_secs(), view.billable), (5, true));
+    let often = RefreshEvery::Interval(std::time::Duration::from_secs(5));
+    assert_eq!((view.refresh_every, view.billable), (often, true));
 }
 
 #[test]
@@ -80,6 +85,10 @@ fn mistakes_are_placed() {
         (
             "CREATE MATERIALIZED VIEW v WITH (refresh_every='often') AS SELECT 1",
             "f.sql:1:34: \"often\" is not a duration",
+        ),
+        (
+            "CREATE MATERIALIZED VIEW v WITH (refresh_every='* 25 * * *') AS SELECT 1",
+            "f.sql:1:34: the hour of cron is 0 to 23",
         ),
         (
             "CREATE MATERIALIZED VIEW v WITH (billable='perhaps') AS SELECT 1",
