@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use anyhow::{Context, Result};
 
@@ -41,7 +41,7 @@ pub mod restore;
 pub mod upkeep;
 
 use guards::Guards;
-use refresh::{Means, Refresher, Schedule};
+use refresh::{Cut, Means, Refresher, Schedule, Workers};
 use upkeep::Upkeep;
 
 /// Rows of one record batch inside a query.
@@ -117,6 +117,45 @@ pub fn planning_engine(config: &Config) -> Result<Arc<Engine>> {
     engine(1, config.query.memory_bytes_max, config)
 }
 
+/// What the parts stand on: where they store, what time it is, what they compute with.
+#[derive(Debug)]
+pub struct Ground {
+    pub storage: Storage,
+    pub clock: Arc<dyn Clock>,
+    /// For queries and intake, and for batch work; both read `storage`.
+    pub engine: Arc<Engine>,
+    pub batch_engine: Arc<Engine>,
+    pub workers: Workers,
+    pub declared: Arc<Declared>,
+    pub guards: Guards,
+}
+
+impl Ground {
+    /// The machine: its clock, threads, files and environment.
+    async fn of_machine(config: &Config, lock: &ProcessLock) -> Result<Self> {
+        let guards = Guards::from_env();
+        let storage = Storage::open(&config.storage.location(), config.storage.options.clone().into_iter())?;
+        storage.sweep(lock)?;
+        let engine = engine(config.query.threads, config.query.memory_bytes_max, config)?;
+        let batch_engine = self::engine(config.refresh.threads, config.refresh.memory_bytes_max, config)?;
+        for engine in [&engine, &batch_engine] {
+            engine.register_store(storage.url(), storage.store());
+        }
+        let declared = declare(config, &engine).await.map_err(|faults| {
+            anyhow::anyhow!("{}", faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+        })?;
+        Ok(Self {
+            storage,
+            clock: Arc::new(SystemClock),
+            engine,
+            batch_engine,
+            workers: Workers::start(config.refresh.threads)?,
+            declared: Arc::new(declared),
+            guards,
+        })
+    }
+}
+
 /// Everything that is open before intake starts.
 #[derive(Debug)]
 pub struct Core {
@@ -136,26 +175,22 @@ pub struct Core {
     /// By stream name; moved to the committers when intake starts.
     archives: BTreeMap<String, Archive>,
     guards: Guards,
-    _lock: ProcessLock,
+    /// None when nobody else can reach the storage.
+    _lock: Option<ProcessLock>,
 }
 
 impl Core {
     /// Opens everything on the data directory of `config`. Batch views that are missing are computed here.
     pub async fn open(config: Config, shutdown: Shutdown) -> Result<Self> {
         let lock = ProcessLock::acquire(&config.storage.data_dir)?;
-        let guards = Guards::from_env();
+        let ground = Ground::of_machine(&config, &lock).await?;
+        Ok(Self { _lock: Some(lock), ..Self::open_on(ground, config, shutdown).await? })
+    }
+
+    /// As [`Core::open`], on another ground than the machine: the caller makes sure that what must be alone is.
+    pub async fn open_on(ground: Ground, config: Config, shutdown: Shutdown) -> Result<Self> {
+        let Ground { storage, clock, engine, batch_engine, workers, declared, guards } = ground;
         let metrics = Arc::new(Metrics::new());
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let storage = Storage::open(&config.storage.location(), config.storage.options.clone().into_iter())?;
-        storage.sweep(&lock)?;
-        let engine = engine(config.query.threads, config.query.memory_bytes_max, &config)?;
-        let batch_engine = self::engine(config.refresh.threads, config.refresh.memory_bytes_max, &config)?;
-        for engine in [&engine, &batch_engine] {
-            engine.register_store(storage.url(), storage.store());
-        }
-        let declared = declare(&config, &engine).await.map_err(|faults| {
-            anyhow::anyhow!("{}", faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-        })?;
         let faults = evolution_faults(&storage, &declared).await.context("cannot read the archives")?;
         anyhow::ensure!(
             faults.is_empty(),
@@ -172,7 +207,7 @@ impl Core {
         let health = Health::default();
         let refresher = Refresher::new(Means {
             engine: batch_engine,
-            threads: config.refresh.threads,
+            workers,
             storage: storage.clone(),
             names: Arc::clone(&declared.names),
             clock: Arc::clone(&clock),
@@ -181,7 +216,8 @@ impl Core {
             shutdown: shutdown.clone(),
             generations_max: config.refresh.generations_keep,
             reconciliations_max: config.refresh.reconciliations_keep,
-        })?;
+            cut: if guards.cut { Cut::On } else { Cut::OffForTest },
+        });
         let generation = refresher.begin(&snapshots).await?;
 
         let mut streams = BTreeMap::new();
@@ -212,7 +248,7 @@ impl Core {
         Ok(Self {
             config: Arc::new(config),
             engine,
-            declared: Arc::new(declared),
+            declared,
             cell,
             refresher,
             census: Arc::default(),
@@ -224,32 +260,51 @@ impl Core {
             storage,
             archives,
             guards,
-            _lock: lock,
+            _lock: None,
         })
     }
 
     /// Starts reading Kafka. Ends with shutdown; then [`Intake::join`] it.
     pub async fn start_intake(&mut self) -> Result<Running> {
+        let Wired { sources, sink, committers, chores } = self.wire_intake().await?;
+        let around = consumer::Surroundings {
+            clock: Arc::clone(&self.clock),
+            health: self.health.clone(),
+            shutdown: self.shutdown.clone(),
+            status: self.status.clone(),
+        };
+        let committers = committers
+            .into_iter()
+            .map(|(committer, work)| spawn_thread("committer", &self.health, move || committer.run(&work)))
+            .collect();
+        let intake = Intake::start(&self.config.kafka, &self.config.ingest, sources, Box::new(sink), around)?;
+        Ok(Running { intake, committers, upkeep: self.upkeep(chores) })
+    }
+
+    /// Everything of intake but the threads that drive it. Done once.
+    pub async fn wire_intake(&mut self) -> Result<Wired> {
         let mut sources = Vec::new();
         let mut streams = Vec::new();
         let mut committers = Vec::new();
-        let mut senders = BTreeMap::new();
+        let mut chores = BTreeMap::new();
         for (name, stream) in &self.declared.names.streams {
             let archive = self.archives.remove(name).context("intake is started once")?;
             let snapshot = archive.snapshot();
-            let (sender, receiver) = sync_channel(COMMITTER_QUEUE);
-            senders.insert(name.clone(), sender.clone());
+            let (sender, work) = sync_channel(COMMITTER_QUEUE);
+            chores.insert(name.clone(), sender.clone());
             let committer = Committer {
                 stream: name.clone(),
                 archive,
+                open: None,
                 cell: Arc::clone(&self.cell),
                 metrics: Arc::clone(&self.metrics),
                 health: self.health.clone(),
                 shutdown: self.shutdown.clone(),
+                clock: Arc::clone(&self.clock),
                 retry_interval: self.config.archive.retry_interval,
                 io: tokio::runtime::Handle::current(),
             };
-            committers.push(spawn_thread("committer", &self.health, move || committer.run(&receiver)));
+            committers.push((committer, work));
             let (frontier, ledger) = match self.guards.stored_frontier {
                 true => (snapshot.frontier.clone(), snapshot.ledger.clone()),
                 false => (StreamFrontier::default(), BTreeMap::new()),
@@ -289,17 +344,10 @@ impl Core {
         let dedup = if self.guards.dedup { Dedup::On } else { Dedup::OffForTest };
         let sink = Ingest::new(streams, limits, dedup, shared).context("cannot start intake")?;
         let sink = if self.guards.true_delta { sink } else { sink.skewed_for_test() };
-        let around = consumer::Surroundings {
-            clock: Arc::clone(&self.clock),
-            health: self.health.clone(),
-            shutdown: self.shutdown.clone(),
-            status: self.status.clone(),
-        };
-        let intake = Intake::start(&self.config.kafka, &self.config.ingest, sources, Box::new(sink), around)?;
-        Ok(Running { intake, committers, upkeep: self.upkeep(senders) })
+        Ok(Wired { sources, sink, committers, chores })
     }
 
-    fn upkeep(&self, committers: BTreeMap<String, SyncSender<Work>>) -> Option<tokio::task::JoinHandle<()>> {
+    fn upkeep(&self, committers: BTreeMap<String, SyncSender<Work>>) -> tokio::task::JoinHandle<()> {
         let upkeep = Upkeep {
             engine: self.refresher.engine(),
             storage: self.storage.clone(),
@@ -319,13 +367,25 @@ impl Core {
     }
 }
 
+/// Intake before its threads are started.
+#[derive(Debug)]
+pub struct Wired {
+    /// In the order in which `sink` knows them.
+    pub sources: Vec<Source>,
+    pub sink: Ingest,
+    /// With what each is told.
+    pub committers: Vec<(Committer, Receiver<Work>)>,
+    /// By stream, where upkeep hands in what its committer is to do.
+    pub chores: BTreeMap<String, SyncSender<Work>>,
+}
+
 /// The threads of intake.
 #[derive(Debug)]
 pub struct Running {
     intake: Intake,
     committers: Vec<std::thread::JoinHandle<()>>,
     /// Runs on the refresher's threads; it ends when the process does, before the committers.
-    upkeep: Option<tokio::task::JoinHandle<()>>,
+    upkeep: tokio::task::JoinHandle<()>,
 }
 
 impl Running {
@@ -333,7 +393,7 @@ impl Running {
     pub fn join(self) {
         self.intake.join();
         // It has a sender of each committer, which end when nobody can send to them any more.
-        drop(self.upkeep.map(futures::executor::block_on));
+        drop(futures::executor::block_on(self.upkeep));
         for committer in self.committers {
             // A panic has poisoned health already.
             drop(committer.join());

@@ -5,7 +5,7 @@
 //! disagree about what counts. The order of steps for a micro-batch:
 //!
 //! 1. duplicates are split off against the key index;
-//! 2. partial states are computed for every view; a record with which that fails goes to quarantine;
+//! 2. partial states are computed for every view; a record with which that fails goes to quarantine, and frees its key;
 //! 3. the ledger takes the passed offsets and where they went;
 //! 4. the committer gets the records for the open epoch;
 //! 5. the snapshot moves: states, records, position and ledger at once.
@@ -119,7 +119,8 @@ impl Ingest {
             .into_iter()
             .map(|intake| OpenStream { key: intake.stream.key, intake, bytes: 0, since: None })
             .collect();
-        Ok(Self { streams, limits, dedup, skewed: false, shared, runtime, taken: Instant::now() })
+        let taken = shared.clock.instant();
+        Ok(Self { streams, limits, dedup, skewed: false, shared, runtime, taken })
     }
 
     /// From now on the delta is wrong: it lacks a group of every micro-batch. Shows that reconciliation sees it.
@@ -142,19 +143,17 @@ impl Ingest {
             }
             _ => (batch.sound_records(), batch.records.slice(0, 0)),
         };
-        let settled = self.runtime.block_on(settle(&self.shared.engine, &stream.intake.views, events));
-        let Settled { events, mut states, failed: unfit } = settled.map_err(|e| failed("delta", &e))?;
+        let StreamIntake { keys, views, .. } = &mut stream.intake;
+        let keys = stream.key.map(|key| (key, keys));
+        let settled = settle(&self.shared.engine, views, keys, events, duplicates);
+        let (settled, duplicates) = self.runtime.block_on(settled).map_err(|e| failed("delta", &e))?;
+        let Settled { events, mut states, failed: unfit } = settled;
         if self.skewed {
             states.iter_mut().for_each(|(_, rows)| *rows = rows.slice(0, rows.num_rows().saturating_sub(1)));
         }
         let rejects = match &unfit {
             None => batch.rejects.clone(),
-            Some(unfit) => {
-                if let Some(key) = stream.key {
-                    stream.intake.keys.remove(unfit.column(key)).map_err(|e| failed("dedup", &e))?;
-                }
-                add_rejects(&batch.rejects, unfit).map_err(|e| failed("quarantine", &e))?
-            }
+            Some(unfit) => add_rejects(&batch.rejects, unfit).map_err(|e| failed("quarantine", &e))?,
         };
         let decided = [(Kind::Event, &events), (Kind::Duplicate, &duplicates), (Kind::Quarantined, &rejects)];
         stream.count(&batch.positions, batch.topic.as_ref(), decided).map_err(|e| failed("conservation", &e))?;
@@ -181,7 +180,7 @@ impl Ingest {
 
         let Some(stream) = self.streams.get_mut(batch.source) else { return Ok(()) };
         stream.bytes += batch.payload_bytes;
-        stream.since.get_or_insert_with(Instant::now);
+        stream.since.get_or_insert_with(|| self.shared.clock.instant());
         if stream.bytes >= self.limits.commit_bytes_max {
             stream.seal(&self.shared.cell)?;
         }
@@ -205,10 +204,12 @@ impl Ingest {
 
     /// Seals what is due, and waits while the delta is over its budget.
     fn tend(&mut self) -> Result<(), SinkError> {
-        let quiet = self.taken.elapsed() >= QUIET;
+        let now = self.shared.clock.instant();
+        let quiet = now.duration_since(self.taken) >= QUIET;
         for stream in &mut self.streams {
             let caught_up = quiet && stream.bytes >= self.limits.commit_bytes_max / MUCH;
-            if caught_up || stream.since.is_some_and(|since| since.elapsed() >= self.limits.commit_interval) {
+            let late = |since| now.duration_since(since) >= self.limits.commit_interval;
+            if caught_up || stream.since.is_some_and(late) {
                 stream.seal(&self.shared.cell)?;
             }
         }
@@ -274,7 +275,7 @@ impl Ingest {
 impl Sink for Ingest {
     fn accept(&mut self, batch: Decoded) -> Result<(), SinkError> {
         self.take(batch)?;
-        self.taken = Instant::now();
+        self.taken = self.shared.clock.instant();
         self.tend()
     }
 

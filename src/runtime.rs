@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -14,7 +15,10 @@ pub type Micros = i64;
 
 /// The only source of time. Order never depends on it: records are ordered by offset alone.
 pub trait Clock: Send + Sync + fmt::Debug {
+    /// What people call the time: it may be set, forwards and back.
     fn now(&self) -> Micros;
+    /// For intervals: never goes back.
+    fn instant(&self) -> Instant;
 }
 
 /// The machine's clock.
@@ -25,26 +29,42 @@ impl Clock for SystemClock {
     fn now(&self) -> Micros {
         chrono::Utc::now().timestamp_micros()
     }
+
+    fn instant(&self) -> Instant {
+        Instant::now()
+    }
 }
 
 /// A clock that stands still until a test moves it.
-#[derive(Debug, Default)]
-pub struct ManualClock(AtomicI64);
+#[derive(Debug)]
+pub struct ManualClock {
+    begun: Instant,
+    begun_at: Micros,
+    passed: AtomicI64,
+}
 
 impl ManualClock {
     pub fn at(now: Micros) -> Self {
-        Self(AtomicI64::new(now))
+        Self { begun: Instant::now(), begun_at: now, passed: AtomicI64::new(0) }
     }
 
-    pub fn advance(&self, by: std::time::Duration) {
+    pub fn advance(&self, by: Duration) {
         let micros = i64::try_from(by.as_micros()).unwrap_or(i64::MAX);
-        self.0.fetch_add(micros, Ordering::SeqCst);
+        self.passed.fetch_add(micros, Ordering::SeqCst);
+    }
+
+    fn passed(&self) -> Micros {
+        self.passed.load(Ordering::SeqCst)
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> Micros {
-        self.0.load(Ordering::SeqCst)
+        self.begun_at + self.passed()
+    }
+
+    fn instant(&self) -> Instant {
+        self.begun + Duration::from_micros(self.passed().unsigned_abs())
     }
 }
 

@@ -20,7 +20,7 @@ use crate::engine::Engine;
 use crate::merge::catalog::Names;
 use crate::merge::reconcile::history::History;
 use crate::merge::refreshes::{Asked, Refreshes};
-use crate::merge::snapshot::SnapshotCell;
+use crate::merge::snapshot::{Snapshot, SnapshotCell};
 use crate::metrics::{Metrics, WorkOutcome};
 use crate::position::GenerationId;
 use crate::runtime::{Clock, Health, Micros, Shutdown};
@@ -47,7 +47,7 @@ pub struct Schedule {
 #[derive(Debug)]
 pub struct Means {
     pub engine: Arc<Engine>,
-    pub threads: usize,
+    pub workers: Workers,
     pub storage: Storage,
     pub names: Arc<Names>,
     pub clock: Arc<dyn Clock>,
@@ -58,6 +58,7 @@ pub struct Means {
     pub generations_max: usize,
     /// Rows that `system.reconciliation` holds.
     pub reconciliations_max: usize,
+    pub cut: Cut,
 }
 
 /// Makes and publishes generations.
@@ -73,13 +74,65 @@ pub struct Refresher {
     /// Files of attempts of which it is not known whether they were published.
     undecided: parking_lot::Mutex<Vec<String>>,
     wanted: Arc<Notify>,
-    /// Batch work has threads of its own, at low priority. None once it was shut down.
-    runtime: Option<tokio::runtime::Runtime>,
 }
 
-impl Drop for Refresher {
+/// A guard that a test may switch off, to see the suite go red without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// The delta goes on exactly where the generation ends.
+    On,
+    /// Where the archive ends by then, which is later.
+    OffForTest,
+}
+
+impl Cut {
+    /// The generation that readers are told of.
+    fn applied(self, next: &Arc<Generation>, snapshot: &Snapshot) -> Arc<Generation> {
+        match self {
+            Self::On => Arc::clone(next),
+            Self::OffForTest => {
+                let epochs = snapshot.streams.iter().map(|(name, stream)| (name.clone(), stream.archive.epoch));
+                Arc::new(Generation { epochs: epochs.collect(), ..Generation::clone(next) })
+            }
+        }
+    }
+}
+
+/// The threads that batch work runs on.
+#[derive(Debug)]
+pub struct Workers {
+    /// How many a query of batch work may use.
+    threads: usize,
+    tasks: tokio::runtime::Handle,
+    /// None when the threads are somebody else's, or were shut down.
+    own: Option<tokio::runtime::Runtime>,
+}
+
+impl Workers {
+    /// Threads of their own, at low priority.
+    pub fn start(threads: usize) -> Result<Self> {
+        let own = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(threads)
+            .thread_name("refresh")
+            .on_thread_start(|| {
+                // SAFETY: changes the priority of the calling thread alone; failure leaves it as it is.
+                unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
+            })
+            .enable_all()
+            .build()
+            .context("cannot start the threads for batch work")?;
+        Ok(Self { threads, tasks: own.handle().clone(), own: Some(own) })
+    }
+
+    /// The one thread of `tasks`, which has other work too: then one seed gives one order of everything.
+    pub fn of(tasks: tokio::runtime::Handle) -> Self {
+        Self { threads: 1, tasks, own: None }
+    }
+}
+
+impl Drop for Workers {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
+        if let Some(runtime) = self.own.take() {
             runtime.shutdown_background();
         }
     }
@@ -98,18 +151,8 @@ impl Drop for StopWithCaller {
 type Leaving = BTreeMap<String, Delta>;
 
 impl Refresher {
-    pub fn new(means: Means) -> Result<Arc<Self>> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(means.threads)
-            .thread_name("refresh")
-            .on_thread_start(|| {
-                // SAFETY: changes the priority of the calling thread alone; failure leaves it as it is.
-                unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) };
-            })
-            .enable_all()
-            .build()
-            .context("cannot start the threads for batch work")?;
-        Ok(Arc::new(Self {
+    pub fn new(means: Means) -> Arc<Self> {
+        Arc::new(Self {
             generations: Generations::new(&means.storage),
             shelf: Arc::new(Shelf::new(means.generations_max)),
             history: Arc::new(History::new(means.reconciliations_max)),
@@ -117,9 +160,8 @@ impl Refresher {
             running: Mutex::default(),
             undecided: parking_lot::Mutex::default(),
             wanted: Arc::default(),
-            runtime: Some(runtime),
             means,
-        }))
+        })
     }
 
     /// Runs further batch work on the same threads, until it ends or this does.
@@ -128,9 +170,9 @@ impl Refresher {
         name: &'static str,
         health: &Health,
         work: impl Future<Output = ()> + Send + 'static,
-    ) -> Option<tokio::task::JoinHandle<()>> {
-        let _entered = self.runtime.as_ref()?.enter();
-        Some(crate::runtime::spawn(name, health, work))
+    ) -> tokio::task::JoinHandle<()> {
+        let _entered = self.means.workers.tasks.enter();
+        crate::runtime::spawn(name, health, work)
     }
 
     /// The engine for batch work.
@@ -271,10 +313,11 @@ impl Refresher {
             }
         };
         let next = Arc::new(made.generation.clone());
+        let claimed = self.means.cut.applied(&next, &cell.load());
         cell.update(|snapshot| {
-            snapshot.generation = Arc::clone(&next);
+            snapshot.generation = Arc::clone(&claimed);
             for (name, stream) in &mut snapshot.streams {
-                stream.delta = Arc::new(stream.delta.cut(next.epoch(name)));
+                stream.delta = Arc::new(stream.delta.cut(claimed.epoch(name)));
             }
         });
         self.means.metrics.generation.set(i64::try_from(next.id.0).unwrap_or(i64::MAX));
@@ -299,7 +342,7 @@ impl Refresher {
     ) -> Result<Made, RefreshError> {
         let workshop = Workshop {
             engine: &self.means.engine,
-            threads: self.means.threads,
+            threads: self.means.workers.threads,
             storage: &self.means.storage,
             clock: self.means.clock.as_ref(),
             shutdown: &self.means.shutdown,
@@ -328,8 +371,7 @@ impl Refresher {
         &self,
         work: impl Future<Output = Result<T, RefreshError>> + Send + 'static,
     ) -> Result<T, RefreshError> {
-        let runtime = self.runtime.as_ref().ok_or(RefreshError::Cancelled)?;
-        match runtime.spawn(work).await {
+        match self.means.workers.tasks.spawn(work).await {
             Ok(result) => result,
             Err(ended) if ended.is_panic() => Err(RefreshError::Panicked),
             Err(_) => Err(RefreshError::Cancelled),

@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use datafusion::arrow::record_batch::RecordBatch;
 use tokio::sync::oneshot;
 
 use crate::archive::ledger::Ledger;
 use crate::archive::rewrite::Rewrite;
-use crate::archive::writer::EncodedEpoch;
+use crate::archive::writer::{EncodedEpoch, EpochWriter};
 use crate::archive::{Archive, ArchiveError, ArchiveSnapshot, Kind};
 use crate::merge::snapshot::SnapshotCell;
 use crate::metrics::{Metrics, StreamLabel, WorkOutcome};
 use crate::position::StreamFrontier;
-use crate::runtime::{Health, Shutdown, chain};
+use crate::runtime::{Clock, Health, Shutdown, chain};
 
 /// What the committer is told, in order.
 #[derive(Debug)]
@@ -35,15 +35,26 @@ pub enum Chore {
     Rewrite(Rewrite),
 }
 
+/// How a try to commit ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attempt {
+    Committed,
+    /// It may pass by itself: try the same epoch again.
+    Failed,
+}
+
 /// Commits the epochs of one stream.
 #[derive(Debug)]
 pub struct Committer {
     pub stream: String,
     pub archive: Archive,
+    /// The epoch that is being filled; begun with what comes first.
+    pub open: Option<EpochWriter>,
     pub cell: Arc<SnapshotCell>,
     pub metrics: Arc<Metrics>,
     pub health: Health,
     pub shutdown: Shutdown,
+    pub clock: Arc<dyn Clock>,
     pub retry_interval: Duration,
     /// Where the archive does its I/O.
     pub io: tokio::runtime::Handle,
@@ -61,22 +72,13 @@ impl Committer {
     }
 
     fn serve(&mut self, work: &Receiver<Work>) -> Result<(), ArchiveError> {
-        let mut writer = self.archive.begin();
         while let Ok(next) = work.recv() {
-            match next {
-                Work::Append(kind, records) => writer.append_records(kind, &records)?,
-                Work::Seal(frontier, ledger) => {
-                    let began = Instant::now();
-                    let epoch = writer.finish(frontier, ledger)?;
-                    let Some(snapshot) = self.commit(&epoch)? else { return Ok(()) };
-                    self.measure(&epoch, began.elapsed());
-                    self.cell.update_stream(&self.stream, |stream| {
-                        stream.delta = Arc::new(stream.delta.archived(snapshot.epoch));
-                        stream.archive = snapshot;
-                    });
-                    writer = self.archive.begin();
+            let Some(epoch) = self.take(next)? else { continue };
+            // Meanwhile the queue behind fills, intake waits, and reads go on.
+            while self.io.clone().block_on(self.attempt(&epoch))? == Attempt::Failed {
+                if self.sleep() {
+                    return Ok(());
                 }
-                Work::Chore(chore, answer) => self.chore(chore, answer)?,
             }
         }
         Ok(())
@@ -109,30 +111,48 @@ impl Committer {
         Ok(())
     }
 
-    /// Tries until it is committed; None when the process ends before that. Meanwhile the queue behind fills,
-    /// intake waits, and reads go on.
-    fn commit(&mut self, epoch: &EncodedEpoch) -> Result<Option<Arc<ArchiveSnapshot>>, ArchiveError> {
-        loop {
-            let began = Instant::now();
-            match self.io.block_on(self.archive.commit(epoch)) {
-                Ok(snapshot) => return Ok(Some(snapshot)),
-                Err(error) if error.is_retryable() => {
-                    let stream = &self.stream;
-                    tracing::error!(stream, error = chain(&error), "commit failed; intake waits, will try again");
-                    self.metrics.archive_commit(&self.stream, WorkOutcome::Failed, began.elapsed());
-                    if self.sleep() {
-                        return Ok(None);
-                    }
-                }
-                Err(error) => return Err(error),
+    /// Encodes what came. An epoch that ended here must be committed before anything else is taken.
+    pub fn take(&mut self, work: Work) -> Result<Option<EncodedEpoch>, ArchiveError> {
+        match work {
+            Work::Append(kind, records) => {
+                self.open.get_or_insert_with(|| self.archive.begin()).append_records(kind, &records)?;
+                Ok(None)
             }
+            Work::Seal(frontier, ledger) => {
+                let writer = self.open.take().unwrap_or_else(|| self.archive.begin());
+                writer.finish(frontier, ledger).map(Some)
+            }
+            Work::Chore(chore, answer) => self.chore(chore, answer).map(|()| None),
+        }
+    }
+
+    /// Tries once to commit `epoch`, and shows it to readers when it is. An error is one from which nobody recovers.
+    pub async fn attempt(&mut self, epoch: &EncodedEpoch) -> Result<Attempt, ArchiveError> {
+        let began = self.clock.instant();
+        match self.archive.commit(epoch).await {
+            Ok(snapshot) => {
+                self.measure(epoch, self.clock.instant().duration_since(began));
+                self.cell.update_stream(&self.stream, |stream| {
+                    stream.delta = Arc::new(stream.delta.archived(snapshot.epoch));
+                    stream.archive = snapshot;
+                });
+                Ok(Attempt::Committed)
+            }
+            Err(error) if error.is_retryable() => {
+                let stream = &self.stream;
+                tracing::error!(stream, error = chain(&error), "commit failed; intake waits, will try again");
+                let took = self.clock.instant().duration_since(began);
+                self.metrics.archive_commit(&self.stream, WorkOutcome::Failed, took);
+                Ok(Attempt::Failed)
+            }
+            Err(error) => Err(error),
         }
     }
 
     /// True when the process is ending.
     fn sleep(&self) -> bool {
-        let until = Instant::now() + self.retry_interval;
-        while Instant::now() < until {
+        let until = self.clock.instant() + self.retry_interval;
+        while self.clock.instant() < until {
             if self.shutdown.is_triggered() {
                 return true;
             }

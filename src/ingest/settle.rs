@@ -7,10 +7,11 @@
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, BooleanArray, RecordBatch, StringArray};
-use datafusion::arrow::compute::{concat_batches, filter_record_batch};
+use datafusion::arrow::compute::{concat_batches, filter_record_batch, not};
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use datafusion::arrow::error::ArrowError;
 
+use crate::archive::dedup::{KeyError, KeyIndex};
 use crate::batch::run::ViewInput;
 use crate::catalog::stream::{REASON, quarantine_schema};
 use crate::delta::fold::{self, FoldError};
@@ -34,14 +35,51 @@ pub(super) enum SettleError {
     Fold(#[from] FoldError),
     #[error(transparent)]
     Arrow(#[from] ArrowError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
 }
 
-/// Computes the states of `views` over `events`, without the records for which that fails.
+/// Computes the states of `views` over `events`, without the records for which that fails. These do not use up their
+/// key, the column that `keys` names: of the `duplicates` that have it, the first counts instead. Returns what is left
+/// of them.
 pub(super) async fn settle(
     engine: &Engine,
     views: &[ViewInput],
+    keys: Option<(usize, &mut KeyIndex)>,
     events: RecordBatch,
-) -> Result<Settled, SettleError> {
+    mut duplicates: RecordBatch,
+) -> Result<(Settled, RecordBatch), SettleError> {
+    let mut settled = settle_events(engine, views, events).await?;
+    let Some((key, keys)) = keys else { return Ok((settled, duplicates)) };
+    let mut failed = settled.failed.clone();
+    while let Some(unfit) = failed {
+        keys.remove(unfit.column(key))?;
+        let again = keys.insert(duplicates.column(key), None)?;
+        if again.true_count() == 0 {
+            break;
+        }
+        let more = settle_events(engine, views, filter_record_batch(&duplicates, &again)?).await?;
+        duplicates = filter_record_batch(&duplicates, &not(&again)?)?;
+        failed = more.failed.clone();
+        settled = settled.and(more)?;
+    }
+    Ok((settled, duplicates))
+}
+
+impl Settled {
+    /// Both; a view then has states of each.
+    fn and(mut self, more: Self) -> Result<Self, ArrowError> {
+        self.states.extend(more.states);
+        let both = |a: &RecordBatch, b: &RecordBatch| concat_batches(a.schema_ref(), [a, b]);
+        let failed = match (&self.failed, &more.failed) {
+            (Some(failed), Some(more)) => Some(both(failed, more)?),
+            (failed, more) => failed.as_ref().or(more.as_ref()).cloned(),
+        };
+        Ok(Self { events: both(&self.events, &more.events)?, states: self.states, failed })
+    }
+}
+
+async fn settle_events(engine: &Engine, views: &[ViewInput], events: RecordBatch) -> Result<Settled, SettleError> {
     match states(engine, views, &events).await {
         Ok(states) => Ok(Settled { events, states, failed: None }),
         Err(_) => {

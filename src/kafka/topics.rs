@@ -19,7 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A topic as the brokers describe it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct TopicFacts {
+pub struct TopicFacts {
     pub identity: TopicIdentity,
     /// Per partition the first offset that is still there, and the end of what a committed reader may read.
     pub partitions: BTreeMap<PartitionId, (Offset, Offset)>,
@@ -28,7 +28,7 @@ pub(super) struct TopicFacts {
 
 /// What is to be done about one stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Judgement {
+pub enum Judgement {
     /// Nothing of the stream may be read.
     Refuse(String),
     Read {
@@ -38,7 +38,7 @@ pub(super) enum Judgement {
 }
 
 /// Compares what the archive says with what the brokers say.
-pub(super) fn judge(stored: &StreamFrontier, facts: &TopicFacts) -> Judgement {
+pub fn judge(stored: &StreamFrontier, facts: &TopicFacts) -> Judgement {
     if let Some(known) = &stored.topic
         && *known != facts.identity
     {

@@ -57,7 +57,7 @@ impl Refresher {
         let mut speed = vec![in_memory(&schema, leaving)?];
         speed.extend(base.map(|base| Arc::new(base.table(Arc::clone(&schema))) as Arc<dyn TableProvider>));
         let speed = Arc::new(UnionTable::new(Arc::clone(&schema), speed));
-        compare(&self.means.engine, self.means.threads, view, Arc::new(fresh.table(schema)), speed).await
+        compare(&self.means.engine, self.means.workers.threads, view, Arc::new(fresh.table(schema)), speed).await
     }
 
     fn note(&self, subject: &Subject, result: Result<Comparison, ReconcileError>) {

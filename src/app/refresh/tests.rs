@@ -60,7 +60,7 @@ async fn stage(faulty: Arc<FaultyStore>, generations_max: usize) -> Stage {
     let health = Health::default();
     let refresher = Refresher::new(Means {
         engine: Arc::clone(&engine),
-        threads: 2,
+        workers: Workers::start(2).unwrap(),
         storage: storage.clone(),
         names: Arc::clone(&declared.names),
         clock: Arc::new(SystemClock),
@@ -69,8 +69,8 @@ async fn stage(faulty: Arc<FaultyStore>, generations_max: usize) -> Stage {
         shutdown: Shutdown::default(),
         generations_max,
         reconciliations_max: 1000,
-    })
-    .unwrap();
+        cut: Cut::On,
+    });
     let snapshot = archive.snapshot();
     let generation = refresher.begin(&[("clicks".to_owned(), Arc::clone(&snapshot))].into()).await.unwrap();
     let base = generation.epoch("clicks");
