@@ -57,7 +57,7 @@ fn copy(batch: &RawBatch) -> RawBatch {
 }
 
 fn decoded(bench: &Bench, records: &mut Records) -> RecordBatch {
-    decoder(&bench.declared, &bench.config).decode(records.batch(ROWS), NOW).unwrap().sound_records()
+    decoder(&bench.declared, &bench.config).decode(&mut records.batch(ROWS), NOW).unwrap().sound_records()
 }
 
 fn parts(criterion: &mut Criterion) {
@@ -70,7 +70,11 @@ fn parts(criterion: &mut Criterion) {
     let raw = records.batch(ROWS);
     let decoder = decoder(&bench.declared, &bench.config);
     group.bench_function("decode", |b| {
-        b.iter_batched(|| copy(&raw), |raw| black_box(decoder.decode(raw, NOW).unwrap()), BatchSize::LargeInput);
+        b.iter_batched(
+            || copy(&raw),
+            |mut raw| black_box(decoder.decode(&mut raw, NOW).unwrap()),
+            BatchSize::LargeInput,
+        );
     });
 
     let batch = decoded(&bench, &mut records);

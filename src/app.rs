@@ -10,8 +10,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 
 use anyhow::{Context, Result};
 
-use crate::archive::{Archive, ArchiveError, ArchiveSnapshot, evolve};
-use crate::batch::publish::Generations;
+use crate::archive::{Archive, ArchiveError, ArchiveSnapshot, dedup, evolve};
 use crate::batch::run::ViewInput;
 use crate::catalog::stream::CompiledCheck;
 use crate::catalog::{Catalog, Fault, loader};
@@ -25,6 +24,7 @@ use crate::kafka::consumer::{self, Intake};
 use crate::kafka::status::IntakeStatus;
 use crate::merge::catalog::Names;
 use crate::merge::census::Census;
+use crate::merge::ordinary;
 use crate::merge::snapshot::{Snapshot, SnapshotCell, StreamSnapshot};
 use crate::metrics::Metrics;
 use crate::position::StreamFrontier;
@@ -41,7 +41,7 @@ pub mod restore;
 pub mod upkeep;
 
 use guards::Guards;
-use refresh::Refresher;
+use refresh::{Means, Refresher, Schedule};
 use upkeep::Upkeep;
 
 /// Rows of one record batch inside a query.
@@ -83,7 +83,15 @@ pub async fn declare(config: &Config, engine: &Engine) -> Result<Declared, Vec<F
             Err(fault) => faults.push(fault),
         }
     }
-    let names = Arc::new(Names { streams: catalog.streams.clone(), views });
+    let mut names = Names { streams: catalog.streams.clone(), views, ordinary: BTreeMap::new() };
+    // Over a view that has a fault nothing can be planned.
+    if faults.is_empty() {
+        match ordinary::plan_all(engine, &catalog.ordinary, &names).await {
+            Ok(planned) => names.ordinary = planned,
+            Err(found) => faults.extend(found),
+        }
+    }
+    let names = Arc::new(names);
     if faults.is_empty() { Ok(Declared { names, checks, catalog }) } else { Err(faults) }
 }
 
@@ -161,18 +169,20 @@ impl Core {
         }
         let snapshots: BTreeMap<String, Arc<ArchiveSnapshot>> =
             archives.iter().map(|(name, archive)| (name.clone(), archive.snapshot())).collect();
-        let refresher = Refresher::new(
-            batch_engine,
-            config.refresh.threads,
-            storage.clone(),
-            Arc::clone(&declared.names),
-            Arc::clone(&clock),
-            Arc::clone(&metrics),
-            shutdown.clone(),
-        )?;
-        let latest = Generations::new(&storage).latest().await.context("cannot read the newest generation")?;
-        let generation =
-            refresher.complete(latest, &snapshots).await.context("cannot compute missing batch views")?;
+        let health = Health::default();
+        let refresher = Refresher::new(Means {
+            engine: batch_engine,
+            threads: config.refresh.threads,
+            storage: storage.clone(),
+            names: Arc::clone(&declared.names),
+            clock: Arc::clone(&clock),
+            metrics: Arc::clone(&metrics),
+            health: health.clone(),
+            shutdown: shutdown.clone(),
+            generations_max: config.refresh.generations_keep,
+            reconciliations_max: config.refresh.reconciliations_keep,
+        })?;
+        let generation = refresher.begin(&snapshots).await?;
 
         let mut streams = BTreeMap::new();
         for (name, archive) in snapshots {
@@ -198,7 +208,7 @@ impl Core {
             let ledger = Arc::new(archive.ledger.clone());
             streams.insert(name, StreamSnapshot { archive, delta: Arc::new(delta), end, ledger });
         }
-        let cell = Arc::new(SnapshotCell::new(Snapshot { generation: Arc::new(generation), streams }));
+        let cell = Arc::new(SnapshotCell::new(Snapshot { generation, streams }));
         Ok(Self {
             config: Arc::new(config),
             engine,
@@ -209,7 +219,7 @@ impl Core {
             status: IntakeStatus::default(),
             metrics,
             clock,
-            health: Health::default(),
+            health,
             shutdown,
             storage,
             archives,
@@ -244,7 +254,13 @@ impl Core {
                 true => (snapshot.frontier.clone(), snapshot.ledger.clone()),
                 false => (StreamFrontier::default(), BTreeMap::new()),
             };
-            let keys = restore::keys(&self.engine, stream, &snapshot).await?;
+            let files = dedup::Files {
+                dir: self.config.storage.data_dir.join("keys").join(name),
+                table: snapshot.table.clone(),
+                keys_max: self.config.ingest.keys_in_memory_max,
+                health: self.health.clone(),
+            };
+            let keys = restore::keys(&self.engine, stream, &snapshot, files).await?;
             let reads = |view: &&ViewInput| view.stream.name == *name;
             streams.push(StreamIntake {
                 stream: Arc::clone(stream),
@@ -272,6 +288,7 @@ impl Core {
         };
         let dedup = if self.guards.dedup { Dedup::On } else { Dedup::OffForTest };
         let sink = Ingest::new(streams, limits, dedup, shared).context("cannot start intake")?;
+        let sink = if self.guards.true_delta { sink } else { sink.skewed_for_test() };
         let around = consumer::Surroundings {
             clock: Arc::clone(&self.clock),
             health: self.health.clone(),
@@ -325,9 +342,9 @@ impl Running {
 }
 
 impl Core {
-    /// Every view is refreshed with the one that is due first: all stand at one frontier.
-    fn refresh_interval(&self) -> std::time::Duration {
-        let views = self.declared.catalog.views.values().map(|view| view.refresh_every);
-        views.fold(self.config.refresh.interval_max, std::time::Duration::min)
+    /// When the views want to be refreshed.
+    fn schedule(&self) -> Schedule {
+        let views = self.declared.catalog.views.values().map(|view| view.refresh_every.clone()).collect();
+        Schedule { views, interval_max: self.config.refresh.interval_max }
     }
 }

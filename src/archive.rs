@@ -19,6 +19,7 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use futures::future::try_join_all;
 use object_store::path::Path;
+use serde_json::Value;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -152,6 +153,8 @@ pub struct ArchiveFile {
 /// The archive of one stream at one commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ArchiveSnapshot {
+    /// Names the table: another one in the same place has another.
+    pub table: String,
     pub epoch: Epoch,
     /// Of the Delta Lake table.
     pub version: u64,
@@ -169,6 +172,7 @@ impl ArchiveSnapshot {
         let mut rows = RowCounts::default();
         state.files.iter().for_each(|file| rows.add(file.kind, file.rows));
         Self {
+            table: state.metadata.get("id").and_then(Value::as_str).unwrap_or_default().to_owned(),
             epoch: state.standing.epoch,
             version: state.version,
             frontier: state.standing.frontier.clone(),

@@ -17,10 +17,12 @@ use crate::runtime::Micros;
 use crate::storage::blocks::BlockDigests;
 use crate::storage::scan::{ParquetTable, ScanFile};
 
+pub mod attempt;
 pub mod gc;
 pub mod plan;
 pub mod publish;
 pub mod run;
+pub mod shelf;
 
 /// One atomically published set of batch views, all at one frontier.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -94,6 +94,7 @@ pub struct Ingest {
     pub queue_batches_max: usize,
     #[serde(deserialize_with = "size")]
     pub record_bytes_max: usize,
+    pub keys_in_memory_max: usize,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -125,6 +126,8 @@ pub struct Refresh {
     pub threads: usize,
     #[serde(deserialize_with = "size")]
     pub memory_bytes_max: usize,
+    pub generations_keep: usize,
+    pub reconciliations_keep: usize,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -182,7 +185,10 @@ impl Config {
         let positive = [
             ("ingest.micro_batch_rows_max", self.ingest.micro_batch_rows_max),
             ("ingest.queue_batches_max", self.ingest.queue_batches_max),
+            ("ingest.keys_in_memory_max", self.ingest.keys_in_memory_max),
             ("refresh.threads", self.refresh.threads),
+            ("refresh.generations_keep", self.refresh.generations_keep),
+            ("refresh.reconciliations_keep", self.refresh.reconciliations_keep),
             ("query.threads", self.query.threads),
             ("server.connections_max", self.server.connections_max),
         ];

@@ -21,8 +21,12 @@ use crate::position::Epoch;
 
 pub mod fold;
 
-/// More runs than this in one zone are combined.
-const RUNS_MAX: usize = 12;
+/// More small runs than this in one zone are combined.
+const SMALL_RUNS_MAX: usize = 12;
+/// More runs than this in one zone are combined, whatever their size.
+const RUNS_MAX: usize = 64;
+/// A run with so many rows costs a reader hardly more than the same rows in another run, and to combine it much.
+const LARGE_ROWS: usize = 32 * 1024;
 /// How many adjacent runs are combined at once: those with the fewest rows together.
 const FAN_IN: usize = 8;
 
@@ -37,6 +41,8 @@ pub struct Delta {
     committed: Epoch,
     /// A refresh that is running will cut here.
     hold: Option<Epoch>,
+    /// Epochs up to here were computed from the archive at a start, not from the records as they came.
+    restored: Epoch,
     /// By view, in order of epochs.
     runs: BTreeMap<String, Vec<Run>>,
     /// In order of arrival.
@@ -76,7 +82,7 @@ impl Delta {
             .into_iter()
             .map(|(view, states)| (view, if states.num_rows() == 0 { vec![] } else { vec![run(states)] }))
             .collect();
-        Self { base, open: committed.next(), committed, hold: None, runs, tail: Vec::new() }
+        Self { base, open: committed.next(), committed, hold: None, restored: committed, runs, tail: Vec::new() }
     }
 
     pub fn base(&self) -> Epoch {
@@ -86,6 +92,11 @@ impl Delta {
     /// The epoch that is being filled.
     pub fn open(&self) -> Epoch {
         self.open
+    }
+
+    /// States of epochs up to here stem from the archive, as those of batch views do.
+    pub fn restored_to(&self) -> Epoch {
+        self.restored
     }
 
     /// Adds one micro-batch with its states, by view.
@@ -153,6 +164,18 @@ impl Delta {
     /// Partial states of `view` over everything in the delta; several batches may hold the same group.
     pub fn states(&self, view: &str) -> Vec<RecordBatch> {
         self.runs.get(view).into_iter().flatten().map(|run| run.states.as_ref().clone()).collect()
+    }
+
+    /// The states alone, for whoever holds them longer than the records are needed.
+    #[must_use]
+    pub fn without_tail(&self) -> Self {
+        Self { tail: Vec::new(), ..self.clone() }
+    }
+
+    /// Partial states of `view` that leave the delta when it is cut after `epoch`.
+    pub fn leaving(&self, view: &str, epoch: Epoch) -> Vec<RecordBatch> {
+        let runs = self.runs.get(view).into_iter().flatten().filter(|run| run.last <= epoch);
+        runs.map(|run| run.states.as_ref().clone()).collect()
     }
 
     /// The micro-batches that are not in the archive's epoch `archived` yet.
@@ -225,7 +248,8 @@ enum Zone {
 fn choose(runs: &[(Zone, usize)]) -> Option<Range<usize>> {
     let mut start = 0;
     for zone in runs.chunk_by(|a, b| a.0 == b.0) {
-        if zone.len() > RUNS_MAX {
+        let small = zone.iter().filter(|(_, rows)| *rows < LARGE_ROWS).count();
+        if small > SMALL_RUNS_MAX || zone.len() > RUNS_MAX {
             let cheapest = zone
                 .windows(FAN_IN)
                 .enumerate()

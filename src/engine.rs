@@ -21,17 +21,23 @@ use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use object_store::ObjectStore;
 use url::Url;
 
+mod billable;
+mod checked;
 mod combinator;
 mod date_trunc;
+mod exact;
 mod inner;
 mod interval;
 pub mod planner;
+mod quantile;
 mod split;
 pub mod state;
+mod ties;
 
 /// Name of the catalog that every session has; Postgres clients see it as the database.
 pub const CATALOG: &str = "viewledger";
@@ -73,7 +79,11 @@ impl Engine {
         let functions = builder.scalar_functions().get_or_insert_default();
         functions.push(date_trunc::date_trunc());
         functions.extend(viewledger_udfs::scalar_functions());
-        builder.aggregate_functions().get_or_insert_default().extend(viewledger_udfs::aggregate_functions());
+        let aggregates = builder.aggregate_functions().get_or_insert_default();
+        aggregates.extend(exact::functions());
+        aggregates.extend(quantile::functions());
+        aggregates.extend(viewledger_udfs::aggregate_functions());
+        builder.expr_planners().get_or_insert_default().insert(0, Arc::new(checked::CheckedArithmetic::new()));
         Ok(Arc::new(Self { template: builder.build() }))
     }
 
@@ -113,6 +123,22 @@ impl Engine {
     /// What DataFusion says of the plan; errors of its execution come through the stream.
     pub async fn stream(&self, plan: LogicalPlan, threads: usize) -> Result<SendableRecordBatchStream> {
         self.frame(plan, threads).execute_stream().await
+    }
+
+    /// As [`Self::stream`], together with the running plan, whose metrics tell how far it is.
+    ///
+    /// # Errors
+    /// As [`Self::stream`].
+    pub async fn start(
+        &self,
+        plan: LogicalPlan,
+        threads: usize,
+    ) -> Result<(Arc<dyn ExecutionPlan>, SendableRecordBatchStream)> {
+        let frame = self.frame(plan, threads);
+        let context = Arc::new(frame.task_ctx());
+        let physical = frame.create_physical_plan().await?;
+        let batches = execute_stream(Arc::clone(&physical), context)?;
+        Ok((physical, batches))
     }
 
     fn frame(&self, plan: LogicalPlan, threads: usize) -> DataFrame {

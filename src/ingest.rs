@@ -36,14 +36,14 @@ use crate::engine::Engine;
 use crate::kafka::{Decoded, Sink, SinkError};
 use crate::merge::snapshot::SnapshotCell;
 use crate::metrics::{EventLabels, EventOutcome, Metrics, StreamLabel};
-use crate::position::{Offset, PartitionId, StreamFrontier, TopicIdentity};
+use crate::position::{Epoch, Offset, PartitionId, StreamFrontier, TopicIdentity};
 use crate::runtime::{Clock, Shutdown};
 
 pub mod committer;
 mod settle;
 
 /// An epoch with this share of `archive.commit_bytes_max` is sealed ...
-const MUCH: usize = 8;
+const MUCH: usize = 64;
 /// ... once nothing has come for this long.
 const QUIET: Duration = Duration::from_millis(100);
 
@@ -94,6 +94,8 @@ pub struct Ingest {
     streams: Vec<OpenStream>,
     limits: Limits,
     dedup: Dedup,
+    /// For a test: the delta loses a group of every micro-batch.
+    skewed: bool,
     shared: Shared,
     runtime: tokio::runtime::Runtime,
     /// When the last batch came.
@@ -117,7 +119,13 @@ impl Ingest {
             .into_iter()
             .map(|intake| OpenStream { key: intake.stream.key, intake, bytes: 0, since: None })
             .collect();
-        Ok(Self { streams, limits, dedup, shared, runtime, taken: Instant::now() })
+        Ok(Self { streams, limits, dedup, skewed: false, shared, runtime, taken: Instant::now() })
+    }
+
+    /// From now on the delta is wrong: it lacks a group of every micro-batch. Shows that reconciliation sees it.
+    #[must_use]
+    pub fn skewed_for_test(self) -> Self {
+        Self { skewed: true, ..self }
     }
 
     fn take(&mut self, batch: Decoded) -> Result<(), SinkError> {
@@ -135,7 +143,10 @@ impl Ingest {
             _ => (batch.sound_records(), batch.records.slice(0, 0)),
         };
         let settled = self.runtime.block_on(settle(&self.shared.engine, &stream.intake.views, events));
-        let Settled { events, states, failed: unfit } = settled.map_err(|e| failed("delta", &e))?;
+        let Settled { events, mut states, failed: unfit } = settled.map_err(|e| failed("delta", &e))?;
+        if self.skewed {
+            states.iter_mut().for_each(|(_, rows)| *rows = rows.slice(0, rows.num_rows().saturating_sub(1)));
+        }
         let rejects = match &unfit {
             None => batch.rejects.clone(),
             Some(unfit) => {
@@ -201,6 +212,7 @@ impl Ingest {
                 stream.seal(&self.shared.cell)?;
             }
         }
+        self.tend_keys()?;
         let bytes = || {
             let snapshot = self.shared.cell.load();
             snapshot.streams.values().map(|s| s.delta.bytes()).sum::<usize>()
@@ -220,6 +232,18 @@ impl Ingest {
             }
             self.shared.refresh_wanted.notify_one();
             std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Lets keys of committed epochs leave memory.
+    fn tend_keys(&mut self) -> Result<(), SinkError> {
+        let snapshot = self.shared.cell.load();
+        for stream in &mut self.streams {
+            let name = &stream.intake.stream.name;
+            let committed = snapshot.streams.get(name).map_or(Epoch::default(), |s| s.archive.epoch);
+            let tended = stream.intake.keys.tend(committed);
+            tended.map_err(|error| SinkError(format!("stream {name}: dedup: {error}")))?;
         }
         Ok(())
     }
@@ -249,8 +273,8 @@ impl Ingest {
 
 impl Sink for Ingest {
     fn accept(&mut self, batch: Decoded) -> Result<(), SinkError> {
-        self.taken = Instant::now();
         self.take(batch)?;
+        self.taken = Instant::now();
         self.tend()
     }
 
@@ -311,7 +335,9 @@ impl OpenStream {
         }
         self.bytes = 0;
         // Readers first: what comes next belongs to the next epoch before the commit can be seen.
+        let keys = &mut self.intake.keys;
         cell.update_stream(&self.intake.stream.name, |snapshot| {
+            keys.sealed(snapshot.delta.open());
             snapshot.delta = Arc::new(snapshot.delta.sealed());
         });
         self.send(Work::Seal(self.intake.frontier.clone(), self.intake.ledger.clone()))

@@ -54,6 +54,16 @@ pub struct RawRecord {
 }
 
 impl RawBatch {
+    /// Empties it and keeps its room for another batch: large buffers that come and go cost the system more than
+    /// filling them costs us.
+    pub fn clear(&mut self) {
+        let Self { source: _, topic, bytes, records, positions } = self;
+        *topic = None;
+        bytes.clear();
+        records.clear();
+        positions.clear();
+    }
+
     pub fn payload(&self, record: &RawRecord) -> Option<&[u8]> {
         record.payload.clone().and_then(|range| self.bytes.get(range))
     }

@@ -2,6 +2,11 @@
 
 pub mod catalog;
 pub mod census;
+pub mod certificate;
+mod conflicts;
+pub mod ordinary;
 pub mod provider;
+pub mod reconcile;
+pub mod refreshes;
 pub mod snapshot;
 pub mod system;

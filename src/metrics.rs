@@ -32,6 +32,22 @@ pub enum WorkOutcome {
     Cancelled,
 }
 
+/// What a comparison of batch and speed found for a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reconciled {
+    Equal,
+    Differing,
+}
+
+impl EncodeLabelValue for Reconciled {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        encoder.write_str(match self {
+            Self::Equal => "equal",
+            Self::Differing => "differing",
+        })
+    }
+}
+
 impl EncodeLabelValue for EventOutcome {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
         encoder.write_str(match self {
@@ -80,6 +96,12 @@ pub struct OutcomeLabel {
     pub outcome: WorkOutcome,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReconciledLabels {
+    pub view: String,
+    pub outcome: Reconciled,
+}
+
 /// A histogram per stream; all of one kind share their buckets.
 pub type StreamHistogram = Family<StreamLabel, Histogram, fn() -> Histogram>;
 
@@ -103,6 +125,10 @@ pub struct Metrics {
     pub refreshes: Family<OutcomeLabel, Counter>,
     /// `refresh_duration_seconds`
     pub refresh_duration: Histogram,
+    /// `reconciled_groups_total`: groups of which the batch path and the speed path were compared.
+    pub reconciled_groups: Family<ReconciledLabels, Counter>,
+    /// `reconciliations_failed_total`: comparisons that could not be made.
+    pub reconciliations_failed: Counter,
     /// `generation`: number of the generation that queries read.
     pub generation: Gauge,
     /// `delta_bytes`: memory held by everything since the frontier of the current generation.
@@ -139,6 +165,8 @@ impl Metrics {
             archive_bytes: Family::default(),
             refreshes: Family::default(),
             refresh_duration: seconds(),
+            reconciled_groups: Family::default(),
+            reconciliations_failed: Counter::default(),
             generation: Gauge::default(),
             delta_bytes: Gauge::default(),
             delta_rows: Gauge::default(),
@@ -173,6 +201,11 @@ impl Metrics {
     pub fn refresh(&self, outcome: WorkOutcome, took: Duration) {
         self.refreshes.get_or_create(&OutcomeLabel { outcome }).inc();
         self.refresh_duration.observe(took.as_secs_f64());
+    }
+
+    /// Counts the groups of one comparison of batch and speed.
+    pub fn reconciled(&self, view: &str, outcome: Reconciled, groups: u64) {
+        self.reconciled_groups.get_or_create(&ReconciledLabels { view: view.to_owned(), outcome }).inc_by(groups);
     }
 
     /// Counts one finished statement.
@@ -210,6 +243,16 @@ impl Metrics {
         r.register("archive_bytes", "Bytes of data files committed", self.archive_bytes.clone());
         r.register("refreshes", "Refreshes by outcome", self.refreshes.clone());
         r.register_with_unit("refresh_duration", "Duration of a refresh", s.clone(), self.refresh_duration.clone());
+        r.register(
+            "reconciled_groups",
+            "Groups compared between the batch path and the speed path",
+            self.reconciled_groups.clone(),
+        );
+        r.register(
+            "reconciliations_failed",
+            "Comparisons of batch and speed that could not be made",
+            self.reconciliations_failed.clone(),
+        );
         r.register("generation", "The generation that queries read", self.generation.clone());
         r.register("delta_bytes", "Memory held by the delta", self.delta_bytes.clone());
         r.register("delta_rows", "Records in the delta", self.delta_rows.clone());

@@ -31,6 +31,16 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
     /// transaction: everything the statement reads comes from what is returned here. Must be cheap.
     fn pin(&self) -> Result<Arc<dyn CatalogProvider>, ServeError>;
 
+    /// As [`Database::pin`], of an older generation, named by its number or by an instant.
+    fn pin_as_of(&self, at: &str) -> Result<Arc<dyn CatalogProvider>, ServeError> {
+        Err(ServeError::AsOf(format!("no generation {at} is kept here")))
+    }
+
+    /// What a catalog that was pinned here holds, and what is missing in it.
+    fn certificate(&self, _pinned: &dyn CatalogProvider) -> Option<Certificate> {
+        None
+    }
+
     /// A session with every function, limit and optimizer rule. Taken once, as the template of all sessions.
     fn session(&self) -> SessionContext;
 
@@ -54,6 +64,16 @@ pub enum RefreshScope {
     Full,
 }
 
+/// The completeness certificate of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    pub generation: u64,
+    /// Whether every record that Kafka is known to hold is counted.
+    pub complete: bool,
+    /// All of it, with positions, lag and what is missing.
+    pub json: String,
+}
+
 /// The answer of `/readyz`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Readiness {
@@ -72,6 +92,8 @@ pub enum RefreshError {
     Refused(String),
     #[error("refresh failed: {0}")]
     Failed(String),
+    #[error("refresh cancelled: nothing was published")]
+    Cancelled,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +110,9 @@ pub enum ServeError {
     /// There is nothing complete to read yet.
     #[error("no snapshot to read: {0}")]
     Unavailable(String),
+    /// The generation that a session asks for cannot be read.
+    #[error("viewledger.as_of: {0}")]
+    AsOf(String),
     #[error("cannot prepare the session catalog")]
     Catalog(#[source] Box<datafusion::error::DataFusionError>),
 }

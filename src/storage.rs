@@ -19,6 +19,7 @@ pub mod blocks;
 pub mod local;
 pub mod lock;
 pub mod manifest;
+pub mod merging;
 pub mod parquet;
 pub mod paths;
 pub mod scan;

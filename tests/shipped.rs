@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use datafusion::arrow::array::{AsArray, RecordBatch};
 use datafusion::arrow::datatypes::Int64Type;
+use viewledger::catalog::schedule::RefreshEvery;
 use viewledger::catalog::stream::{EXTRA, OFFSET, REASON};
 use viewledger::catalog::{Catalog, loader};
 use viewledger::demo::load::generator::{Generator, Kind, Timeline};
@@ -69,11 +70,11 @@ fn offsets(batch: &RecordBatch) -> Vec<usize> {
     column.values().iter().map(|offset| usize::try_from(*offset).unwrap()).collect()
 }
 
-fn ingested(catalog: &Catalog, stream: &str, batch: RawBatch) -> Decoded {
+fn ingested(catalog: &Catalog, stream: &str, mut batch: RawBatch) -> Decoded {
     let stream = &catalog.streams[stream];
     let checks = planner(catalog).checks(stream).unwrap();
     let decoder = Decoder::new(Arc::clone(stream), checks, 16 << 20);
-    decoder.decode(batch, START).unwrap()
+    decoder.decode(&mut batch, START).unwrap()
 }
 
 #[test]
@@ -136,6 +137,19 @@ fn each_variety_is_rejected_for_the_rule_it_breaks() {
     assert_eq!(seen.len(), 8, "{seen:?}");
 }
 
+/// Planned as the server plans them, ordinary ones over the others.
+#[tokio::test]
+async fn every_view_is_declared_without_a_fault() {
+    let settings = [("VIEWLEDGER_SQL_DIR".to_owned(), sql().display().to_string())];
+    let config = viewledger::config::Config::load(None, settings.into_iter()).unwrap();
+    let planning = EngineConfig { threads: 1, memory_bytes_max: 64 << 20, spill_dir: None, batch_rows: 8_192 };
+    let declared = viewledger::app::declare(&config, &Engine::new(planning).unwrap()).await;
+    let declared = declared.unwrap_or_else(|faults| panic!("{faults:#?}"));
+    let ordinary: Vec<&String> = declared.names.ordinary.keys().collect();
+    assert_eq!(ordinary, ["country_share", "top_videos"]);
+    assert!(declared.catalog.ordinary.values().all(|view| view.comment.is_some()));
+}
+
 #[tokio::test]
 async fn every_view_can_be_kept_as_a_lambda_view() {
     let catalog = catalog();
@@ -146,5 +160,5 @@ async fn every_view_can_be_kept_as_a_lambda_view() {
         planner.view(view).await.unwrap_or_else(|fault| panic!("{fault:?}"));
     }
     let video_views = &catalog.views["video_views"];
-    assert_eq!(video_views.refresh_every, Duration::from_secs(3_600));
+    assert_eq!(video_views.refresh_every, RefreshEvery::Interval(Duration::from_secs(3_600)));
 }

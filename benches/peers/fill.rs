@@ -40,7 +40,7 @@ pub async fn archive(config: &Config, events: u64) -> Result<()> {
         while left > 0 && bytes < config.archive.commit_bytes_max {
             let rows = left.min(config.ingest.micro_batch_rows_max as u64);
             left -= rows;
-            let batch = decoder.decode(records.batch(rows as usize), 1_793_600_000_000_000)?;
+            let batch = decoder.decode(&mut records.batch(rows as usize), 1_793_600_000_000_000)?;
             bytes += batch.payload_bytes;
             let sound = batch.sound_records();
             let new = keys.insert(sound.column(key), None)?;

@@ -1,5 +1,6 @@
 //! What the query service reads: the newest snapshot as a catalog, and the refresh on demand.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,13 +11,14 @@ use datafusion::prelude::SessionContext;
 use super::refresh::Refresher;
 use super::{Core, Declared};
 use crate::batch;
+use crate::batch::shelf::AsOf;
 use crate::engine::Engine;
 use crate::kafka::status::IntakeStatus;
 use crate::merge::catalog::PinnedCatalog;
 use crate::merge::snapshot::SnapshotCell;
 use crate::merge::system::{self, Surroundings};
 use crate::runtime::Health;
-use crate::serve::{Database, Readiness, RefreshError, RefreshScope, ServeError};
+use crate::serve::{Certificate, Database, Readiness, RefreshError, RefreshScope, ServeError};
 
 /// The process as a [`Database`].
 pub struct Merged {
@@ -42,6 +44,9 @@ impl Merged {
             health: core.health.clone(),
             clock: Arc::clone(&core.clock),
             settings: core.config.public_settings(),
+            shelf: core.refresher.shelf(),
+            history: core.refresher.history(),
+            refreshes: core.refresher.refreshes(),
             census: Arc::clone(&core.census),
         };
         Self {
@@ -54,13 +59,32 @@ impl Merged {
             around: Arc::new(around),
         }
     }
+
+    fn present(&self) -> PinnedCatalog {
+        PinnedCatalog::new(self.cell.load(), Arc::clone(&self.declared.names), Arc::clone(&self.around))
+    }
 }
 
 #[async_trait]
 impl Database for Merged {
     fn pin(&self) -> Result<Arc<dyn CatalogProvider>, ServeError> {
-        let names = Arc::clone(&self.declared.names);
-        Ok(Arc::new(PinnedCatalog::new(self.cell.load(), names, Arc::clone(&self.around))))
+        Ok(Arc::new(self.present()))
+    }
+
+    fn pin_as_of(&self, at: &str) -> Result<Arc<dyn CatalogProvider>, ServeError> {
+        let found = AsOf::parse(at).and_then(|wanted| self.around.shelf.find(wanted));
+        let generation = found.map_err(|error| ServeError::AsOf(error.to_string()))?;
+        Ok(Arc::new(self.present().as_of(generation)))
+    }
+
+    fn certificate(&self, pinned: &dyn CatalogProvider) -> Option<Certificate> {
+        let pinned: &dyn Any = pinned;
+        let certificate = pinned.downcast_ref::<PinnedCatalog>()?.certificate();
+        Some(Certificate {
+            generation: certificate.generation.0,
+            complete: certificate.complete,
+            json: certificate.json(),
+        })
     }
 
     fn session(&self) -> SessionContext {
@@ -81,17 +105,19 @@ impl Database for Merged {
         match self.refresher.refresh(&self.cell, full).await {
             Ok(generation) => Ok(generation.to_string()),
             Err(error @ batch::run::RefreshError::Fenced(_)) => Err(RefreshError::Refused(error.to_string())),
-            Err(error @ batch::run::RefreshError::Panicked) => {
-                self.health.poison("refresh", &error);
-                Err(RefreshError::Failed(error.to_string()))
-            }
+            Err(batch::run::RefreshError::Cancelled) => Err(RefreshError::Cancelled),
             Err(error) => Err(RefreshError::Failed(crate::runtime::chain(&error))),
         }
     }
 
     fn comment(&self, schema: &str, table: &str) -> Option<String> {
         match schema {
-            "public" | "batch" | "speed" => self.declared.catalog.views.get(table)?.comment.clone(),
+            "public" | "batch" | "speed" => {
+                let catalog = &self.declared.catalog;
+                let ordinary = || catalog.ordinary.get(table).filter(|_| schema == "public");
+                let kept = catalog.views.get(table).map(|view| &view.comment);
+                kept.or_else(|| ordinary().map(|view| &view.comment))?.clone()
+            }
             "raw" | "quarantine" => self.declared.names.streams.get(table)?.comment.clone(),
             "system" => system::TABLES.iter().find(|(name, _)| *name == table).map(|(_, text)| (*text).to_owned()),
             _ => None,

@@ -47,8 +47,7 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
     let service = QueryService::new(Arc::clone(&database), limits, queries.handle(), Arc::clone(&core.metrics))?;
 
     let running = core.start_intake().await?;
-    let schedule =
-        Arc::clone(&core.refresher).schedule(Arc::clone(&core.cell), core.refresh_interval(), health.clone());
+    let schedule = Arc::clone(&core.refresher).keep_to(Arc::clone(&core.cell), core.schedule());
     spawn("refresh schedule", &health, schedule);
     spawn("gauges", &health, gauges(&core));
     let (stop, poison) = (shutdown.clone(), health.clone());

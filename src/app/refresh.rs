@@ -5,39 +5,73 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use object_store::ObjectStoreExt;
-use object_store::path::Path;
 use tokio::sync::{Mutex, Notify};
 
 use crate::archive::ArchiveSnapshot;
 use crate::batch::Generation;
+use crate::batch::attempt::Attempt;
 use crate::batch::gc::Retired;
 use crate::batch::publish::Generations;
-use crate::batch::run::{Progress, RefreshError, RefreshInput, Workshop};
+use crate::batch::run::{Made, RefreshError, RefreshInput, Workshop};
+use crate::batch::shelf::Shelf;
+use crate::catalog::schedule::{RefreshEvery, due};
+use crate::delta::Delta;
 use crate::engine::Engine;
 use crate::merge::catalog::Names;
+use crate::merge::reconcile::history::History;
+use crate::merge::refreshes::{Asked, Refreshes};
 use crate::merge::snapshot::SnapshotCell;
 use crate::metrics::{Metrics, WorkOutcome};
 use crate::position::GenerationId;
-use crate::runtime::{Clock, Health, Shutdown};
+use crate::runtime::{Clock, Health, Micros, Shutdown};
 use crate::storage::Storage;
+
+mod reconcile;
+mod tidy;
 
 /// How far batch work gives way to queries and intake (see `nice(2)`).
 const NICENESS: i32 = 10;
 
+/// How long the schedule sleeps before it looks at the clock again.
+const NAP: Duration = Duration::from_secs(10);
+
+/// When views are refreshed.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    pub views: Vec<RefreshEvery>,
+    /// Longest time between two refreshes.
+    pub interval_max: Duration,
+}
+
+/// What a refresher works with.
+#[derive(Debug)]
+pub struct Means {
+    pub engine: Arc<Engine>,
+    pub threads: usize,
+    pub storage: Storage,
+    pub names: Arc<Names>,
+    pub clock: Arc<dyn Clock>,
+    pub metrics: Arc<Metrics>,
+    pub health: Health,
+    pub shutdown: Shutdown,
+    /// Generations that can be read, the newest among them.
+    pub generations_max: usize,
+    /// Rows that `system.reconciliation` holds.
+    pub reconciliations_max: usize,
+}
+
 /// Makes and publishes generations.
 #[derive(Debug)]
 pub struct Refresher {
-    engine: Arc<Engine>,
-    threads: usize,
-    storage: Storage,
+    means: Means,
     generations: Generations,
-    names: Arc<Names>,
-    clock: Arc<dyn Clock>,
-    metrics: Arc<Metrics>,
-    shutdown: Shutdown,
+    shelf: Arc<Shelf>,
+    history: Arc<History>,
+    refreshes: Arc<Refreshes>,
     /// Held by the refresh that runs.
     running: Mutex<Retired>,
+    /// Files of attempts of which it is not known whether they were published.
+    undecided: parking_lot::Mutex<Vec<String>>,
     wanted: Arc<Notify>,
     /// Batch work has threads of its own, at low priority. None once it was shut down.
     runtime: Option<tokio::runtime::Runtime>,
@@ -51,30 +85,22 @@ impl Drop for Refresher {
     }
 }
 
-struct LogProgress;
+/// Stops an attempt when nobody waits for it any more.
+struct StopWithCaller(Arc<Attempt>);
 
-impl Progress for LogProgress {
-    fn view_begins(&self, view: &str, rows: u64) {
-        tracing::info!(view, rows, "computing batch states");
-    }
-
-    fn states_written(&self, view: &str, rows: u64) {
-        tracing::info!(view, rows, "batch states written");
+impl Drop for StopWithCaller {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }
 
+/// What the delta holds when the cut is drawn; it is compared with what the archive gives.
+type Leaving = BTreeMap<String, Delta>;
+
 impl Refresher {
-    pub fn new(
-        engine: Arc<Engine>,
-        threads: usize,
-        storage: Storage,
-        names: Arc<Names>,
-        clock: Arc<dyn Clock>,
-        metrics: Arc<Metrics>,
-        shutdown: Shutdown,
-    ) -> Result<Arc<Self>> {
+    pub fn new(means: Means) -> Result<Arc<Self>> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(threads)
+            .worker_threads(means.threads)
             .thread_name("refresh")
             .on_thread_start(|| {
                 // SAFETY: changes the priority of the calling thread alone; failure leaves it as it is.
@@ -84,17 +110,15 @@ impl Refresher {
             .build()
             .context("cannot start the threads for batch work")?;
         Ok(Arc::new(Self {
-            engine,
-            threads,
-            generations: Generations::new(&storage),
-            storage,
-            names,
-            clock,
-            metrics,
-            shutdown,
+            generations: Generations::new(&means.storage),
+            shelf: Arc::new(Shelf::new(means.generations_max)),
+            history: Arc::new(History::new(means.reconciliations_max)),
+            refreshes: Arc::default(),
             running: Mutex::default(),
+            undecided: parking_lot::Mutex::default(),
             wanted: Arc::default(),
             runtime: Some(runtime),
+            means,
         }))
     }
 
@@ -111,7 +135,7 @@ impl Refresher {
 
     /// The engine for batch work.
     pub fn engine(&self) -> Arc<Engine> {
-        Arc::clone(&self.engine)
+        Arc::clone(&self.means.engine)
     }
 
     /// Notify it to ask for a refresh before its time.
@@ -119,112 +143,184 @@ impl Refresher {
         Arc::clone(&self.wanted)
     }
 
-    /// The generation to start with: `latest`, or a new one when a view is missing in it or was changed.
-    pub async fn complete(
+    /// The generations that can be read.
+    pub fn shelf(&self) -> Arc<Shelf> {
+        Arc::clone(&self.shelf)
+    }
+
+    /// What reconciliation found.
+    pub fn history(&self) -> Arc<History> {
+        Arc::clone(&self.history)
+    }
+
+    /// The refresh that runs, and those before it.
+    pub fn refreshes(&self) -> Arc<Refreshes> {
+        Arc::clone(&self.refreshes)
+    }
+
+    /// The generation to start with: the newest, or a new one when a view is missing in it or was changed. Those
+    /// before it are put on the shelf, and what nobody needs is deleted.
+    pub async fn begin(
         self: &Arc<Self>,
-        latest: Generation,
         archives: &BTreeMap<String, Arc<ArchiveSnapshot>>,
-    ) -> Result<Generation> {
+    ) -> Result<Arc<Generation>> {
+        let latest = self.generations.latest().await.context("cannot read the newest generation")?;
+        let latest = Arc::new(latest);
+        self.fill_shelf(&latest).await.context("cannot read the generations that are kept")?;
+        let first =
+            self.complete(Arc::clone(&latest), archives).await.context("cannot compute missing batch views")?;
+        if first.id != latest.id {
+            let mut retired = self.running.lock().await;
+            self.shelve(&mut retired, &first);
+        }
+        self.sweep(&first).await;
+        Ok(first)
+    }
+
+    async fn complete(
+        self: &Arc<Self>,
+        latest: Arc<Generation>,
+        archives: &BTreeMap<String, Arc<ArchiveSnapshot>>,
+    ) -> Result<Arc<Generation>> {
         let stale = |name: &String| {
-            let fingerprint = self.names.views.get(name).map(|input| input.view.fingerprint());
+            let fingerprint = self.means.names.views.get(name).map(|input| input.view.fingerprint());
             latest.views.get(name).map(|view| &view.fingerprint) != fingerprint.as_ref()
         };
         let begun = archives.values().any(|archive| archive.epoch.0 > 0);
-        if !begun || !self.names.views.keys().any(stale) {
+        if !begun || !self.means.names.views.keys().any(stale) {
             return Ok(latest);
         }
         tracing::info!("a view is new or changed: computing it from the archive");
-        Ok(self.publish(Arc::new(latest), archives.clone(), Vec::new()).await?)
+        let attempt = Arc::new(Attempt::default());
+        let _stop = StopWithCaller(Arc::clone(&attempt));
+        let (me, archives) = (Arc::clone(self), archives.clone());
+        let made = self.carry_out(async move { me.publish(&latest, &archives, &[], &attempt).await }).await?;
+        Ok(Arc::new(made.generation))
     }
 
     /// Makes the next generation up to the newest archive commits and publishes it to readers; `full` names views
     /// to compute from the whole archive.
     ///
-    /// It is carried out to its end even if the caller stops waiting: a generation that is published, but that no
-    /// reader of this process was told of, would fence the next one.
+    /// When the caller stops waiting, the attempt is cancelled and its files are deleted; but once publication has
+    /// begun it is carried out to its end, for a generation that is published, but that no reader of this process
+    /// was told of, would fence the next one.
     pub async fn refresh(
         self: &Arc<Self>,
         cell: &Arc<SnapshotCell>,
         full: Vec<String>,
     ) -> Result<GenerationId, RefreshError> {
+        let attempt = Arc::new(Attempt::default());
+        let _stop = StopWithCaller(Arc::clone(&attempt));
         let (me, cell) = (Arc::clone(self), Arc::clone(cell));
-        self.carry_out(async move { me.next_generation(&cell, full).await }).await
+        let result = self.carry_out(async move { me.next_generation(&cell, full, &attempt).await }).await;
+        if let Err(error @ (RefreshError::Fenced(_) | RefreshError::Panicked)) = &result {
+            self.means.health.poison("refresh", error);
+        }
+        if matches!(result, Err(RefreshError::Fenced(_))) {
+            self.means.shutdown.trigger();
+        }
+        result
     }
 
     async fn next_generation(
         self: &Arc<Self>,
         cell: &SnapshotCell,
         full: Vec<String>,
+        attempt: &Arc<Attempt>,
     ) -> Result<GenerationId, RefreshError> {
         let mut retired = self.running.lock().await;
+        if attempt.is_cancelled() {
+            return Err(RefreshError::Cancelled);
+        }
         let began = Instant::now();
+        let asked = Asked { at: self.means.clock.now(), full: full.clone() };
+        self.refreshes.begin(asked, attempt);
         // From here on the delta keeps a boundary where the next generation will end.
-        let mut cut = BTreeMap::new();
+        let (mut archives, mut leaving) = (BTreeMap::new(), Leaving::new());
         cell.update(|snapshot| {
             for (name, stream) in &mut snapshot.streams {
                 stream.delta = Arc::new(stream.delta.held(Some(stream.archive.epoch)));
-                cut.insert(name.clone(), Arc::clone(&stream.archive));
+                archives.insert(name.clone(), Arc::clone(&stream.archive));
+                leaving.insert(name.clone(), stream.delta.without_tail());
             }
         });
         let current = Arc::clone(&cell.load().generation);
-        let result = self.publish(Arc::clone(&current), cut.clone(), full).await;
+        let result = self.publish(&current, &archives, &full, attempt).await;
         let outcome = match &result {
             Ok(_) => WorkOutcome::Done,
             Err(RefreshError::Cancelled) => WorkOutcome::Cancelled,
             Err(_) => WorkOutcome::Failed,
         };
-        self.metrics.refresh(outcome, began.elapsed());
-        let next = match result {
-            Ok(next) => Arc::new(next),
+        self.means.metrics.refresh(outcome, began.elapsed());
+        let made = match result {
+            Ok(made) => made,
             Err(error) => {
                 cell.update(|snapshot| {
                     for stream in snapshot.streams.values_mut() {
                         stream.delta = Arc::new(stream.delta.held(None));
                     }
                 });
+                let generation = current.id.next();
+                self.refreshes.end(
+                    generation,
+                    outcome,
+                    self.means.clock.now(),
+                    Some(crate::runtime::chain(&error)),
+                );
                 return Err(error);
             }
         };
+        let next = Arc::new(made.generation.clone());
         cell.update(|snapshot| {
             snapshot.generation = Arc::clone(&next);
             for (name, stream) in &mut snapshot.streams {
                 stream.delta = Arc::new(stream.delta.cut(next.epoch(name)));
             }
         });
-        self.metrics.generation.set(i64::try_from(next.id.0).unwrap_or(i64::MAX));
+        self.means.metrics.generation.set(i64::try_from(next.id.0).unwrap_or(i64::MAX));
         tracing::info!(generation = next.id.0, took = ?began.elapsed(), "generation published");
-        retired.replaced(&current);
-        drop(current);
-        for file in retired.collect(&next) {
-            if let Err(error) = self.storage.store().delete(&Path::from(file.as_str())).await {
-                tracing::warn!(file, %error, "file of an old generation not deleted");
-            }
-        }
+        // Readers have it; only now its two computations are compared.
+        self.reconcile(&current, &made, &leaving).await;
+        self.shelve(&mut retired, &next);
+        drop((current, leaving));
+        let undecided = std::mem::take(&mut *self.undecided.lock());
+        self.collect(&mut retired, &next, attempt.written().into_iter().chain(undecided)).await;
+        self.refreshes.end(next.id, outcome, self.means.clock.now(), None);
         Ok(next.id)
     }
 
+    /// Makes the files of the next generation and publishes it. What a failed attempt wrote is deleted.
     async fn publish(
-        self: &Arc<Self>,
-        current: Arc<Generation>,
-        archives: BTreeMap<String, Arc<ArchiveSnapshot>>,
-        full: Vec<String>,
-    ) -> Result<Generation, RefreshError> {
-        let me = Arc::clone(self);
-        let work = async move {
-            let workshop = Workshop {
-                engine: &me.engine,
-                threads: me.threads,
-                storage: &me.storage,
-                clock: me.clock.as_ref(),
-                shutdown: &me.shutdown,
-            };
-            let input =
-                RefreshInput { current: &current, archives: &archives, views: &me.names.views, full: &full };
-            let next = workshop.make(input, &LogProgress).await?;
-            me.generations.publish(&next).await?;
-            Ok(next)
+        &self,
+        current: &Generation,
+        archives: &BTreeMap<String, Arc<ArchiveSnapshot>>,
+        full: &[String],
+        attempt: &Attempt,
+    ) -> Result<Made, RefreshError> {
+        let workshop = Workshop {
+            engine: &self.means.engine,
+            threads: self.means.threads,
+            storage: &self.means.storage,
+            clock: self.means.clock.as_ref(),
+            shutdown: &self.means.shutdown,
+            attempt,
         };
-        self.carry_out(work).await
+        let input = RefreshInput { current, archives, views: &self.means.names.views, full };
+        let result = match workshop.make(input).await {
+            Ok(_) if attempt.is_cancelled() => Err(RefreshError::Cancelled),
+            Ok(made) => match self.generations.publish(&made.generation).await {
+                Ok(()) => return Ok(made),
+                Err(fenced @ RefreshError::Fenced(_)) => Err(fenced),
+                // Whether it is published is not known: its files stay until another generation has that number.
+                Err(unknown) => {
+                    self.undecided.lock().extend(attempt.written());
+                    return Err(unknown);
+                }
+            },
+            Err(error) => Err(error),
+        };
+        self.discard(attempt).await;
+        result
     }
 
     /// Runs `work` on the threads for batch work.
@@ -240,24 +336,34 @@ impl Refresher {
         }
     }
 
-    /// Refreshes every `interval`, and whenever it is wanted, until shutdown.
-    pub async fn schedule(self: Arc<Self>, cell: Arc<SnapshotCell>, interval: Duration, health: Health) {
+    /// Refreshes when `schedule` says so, and whenever it is wanted, until shutdown.
+    pub async fn keep_to(self: Arc<Self>, cell: Arc<SnapshotCell>, schedule: Schedule) {
         loop {
+            let due = due(schedule.views.iter(), self.means.clock.now(), schedule.interval_max);
             tokio::select! {
-                () = tokio::time::sleep(interval) => {}
+                () = self.sleep_until(due) => {}
                 () = self.wanted.notified() => {}
-                () = self.shutdown.wait() => return,
+                () = self.means.shutdown.wait() => return,
             }
             match self.refresh(&cell, Vec::new()).await {
-                Ok(_) | Err(RefreshError::Cancelled) => {}
-                Err(RefreshError::Fenced(generation)) => {
-                    health.poison("refresh", RefreshError::Fenced(generation));
-                    self.shutdown.trigger();
-                }
-                Err(RefreshError::Panicked) => health.poison("refresh", RefreshError::Panicked),
+                // The last two were told, and end the process or its health.
+                Ok(_) | Err(RefreshError::Cancelled | RefreshError::Fenced(_) | RefreshError::Panicked) => {}
                 // The old generation still answers, exactly; the next try may do better.
                 Err(error) => tracing::error!(error = crate::runtime::chain(&error), "refresh failed"),
             }
         }
     }
+    async fn sleep_until(&self, due: Micros) {
+        loop {
+            let left = due.saturating_sub(self.means.clock.now());
+            match u64::try_from(left) {
+                Err(_) | Ok(0) => return,
+                // In short sleeps, so that a clock that was set is noticed.
+                Ok(left) => tokio::time::sleep(Duration::from_micros(left).min(NAP)).await,
+            }
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::{LogicalPlanBuilder, ident};
 use futures::TryStreamExt;
 
-use crate::archive::dedup::KeyIndex;
+use crate::archive::dedup::{Files, KeyIndex};
 use crate::archive::{ArchiveSnapshot, Kind};
 use crate::catalog::stream::Stream;
 use crate::delta::Delta;
@@ -41,19 +41,30 @@ pub async fn delta(
     Ok(Delta::restored(base, archive.epoch, states))
 }
 
-/// The keys of every record that counts.
-pub async fn keys(engine: &Engine, stream: &Stream, archive: &ArchiveSnapshot) -> Result<KeyIndex> {
-    let mut index = KeyIndex::default();
-    let Some(column) = stream.key.and_then(|key| stream.columns.get(key)) else { return Ok(index) };
-    let table = archive.records(stream, Kind::Event, Epoch::default());
-    let plan = LogicalPlanBuilder::scan("archive", provider_as_source(Arc::new(table)), None)?
+/// The keys of every record that counts: from the files of an earlier process, and for newer epochs, as many at once as
+/// stay in memory, from the archive.
+pub async fn keys(engine: &Engine, stream: &Stream, archive: &ArchiveSnapshot, files: Files) -> Result<KeyIndex> {
+    let Some(column) = stream.key.and_then(|key| stream.columns.get(key)) else { return Ok(KeyIndex::default()) };
+    let keys_max = files.keys_max as u64;
+    let mut index = KeyIndex::open(files, archive.epoch)?;
+    let mut reached = index.covered();
+    while let Some(range) = archive.events_after(reached, keys_max) {
+        reached = range.through;
+        let plan = LogicalPlanBuilder::scan(
+            "archive",
+            provider_as_source(Arc::new(range.table(stream.record_schema()))),
+            None,
+        )?
         .project([ident(&column.name)])?
         .build()?;
-    let mut batches = engine.stream(plan, THREADS).await?;
-    while let Some(batch) =
-        batches.try_next().await.with_context(|| format!("cannot read the keys of {}", stream.name))?
-    {
-        index.insert(batch.column(0), None)?;
+        let mut batches = engine.stream(plan, THREADS).await?;
+        while let Some(batch) =
+            batches.try_next().await.with_context(|| format!("cannot read the keys of {}", stream.name))?
+        {
+            index.insert(batch.column(0), None)?;
+        }
+        index.sealed(reached);
+        index.settle(archive.epoch)?;
     }
     Ok(index)
 }

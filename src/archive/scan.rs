@@ -25,6 +25,43 @@ impl ArchiveSnapshot {
     }
 }
 
+/// Files with the records that count of some epochs.
+#[derive(Debug)]
+pub struct EventFiles {
+    files: Vec<ScanFile>,
+    /// They end with this epoch.
+    pub through: Epoch,
+}
+
+impl EventFiles {
+    pub fn table(self, schema: SchemaRef) -> ParquetTable {
+        ParquetTable::new(schema, self.files)
+    }
+}
+
+impl ArchiveSnapshot {
+    /// The next files with records that count after `after`: as many as hold `rows_max`, and all others with records of
+    /// the same epochs. Where `after` lies within a file, records from before it are among them. None when there are
+    /// no more.
+    pub fn events_after(&self, after: Epoch, rows_max: u64) -> Option<EventFiles> {
+        let mut taken = EventFiles { files: Vec::new(), through: after };
+        let mut rows = 0;
+        let mut left: Vec<&ArchiveFile> = self.files.iter().map(AsRef::as_ref).collect();
+        left.retain(|file| file.kind == Kind::Event && file.epoch > after);
+        left.sort_by_key(|file| file.first);
+        for file in left {
+            if rows >= rows_max && file.first > taken.through {
+                return Some(taken);
+            }
+            rows += file.rows;
+            taken.through = taken.through.max(file.epoch);
+            taken.files.push(file.scan_file());
+        }
+        taken.through = self.epoch;
+        (!taken.files.is_empty()).then_some(taken)
+    }
+}
+
 impl ArchiveFile {
     pub fn scan_file(&self) -> ScanFile {
         ScanFile { path: self.path.clone(), bytes: self.bytes, rows: self.rows, blocks: self.blocks.clone() }

@@ -3,11 +3,6 @@
 use super::{RunFile, ViewStates};
 use crate::position::Epoch;
 
-/// A run is combined with its predecessor while that has fewer rows than this many times its own.
-const GROWTH: u64 = 4;
-/// More runs than this cost readers more than combining costs the refresh.
-const RUNS_MAX: usize = 6;
-
 /// Whether a refresh goes on from the runs that are there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
@@ -46,21 +41,6 @@ pub fn view_plan(
     }
 }
 
-/// How many of the newest runs should become one; below 2 means none.
-pub fn runs_to_combine(rows: &[u64]) -> usize {
-    let mut sum = 0_u64;
-    let mut count = 0;
-    for (index, rows_of_run) in rows.iter().rev().enumerate() {
-        let many_left = rows.len() - index > RUNS_MAX;
-        if index > 0 && *rows_of_run >= sum.saturating_mul(GROWTH) && !many_left {
-            break;
-        }
-        sum = sum.saturating_add(*rows_of_run);
-        count = index + 1;
-    }
-    if count >= 2 { count } else { 0 }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,33 +60,5 @@ mod tests {
         assert_eq!(plan("g", Scope::New, 4, 4), rebuild);
         assert_eq!(plan("f", Scope::Full, 4, 4), rebuild);
         assert_eq!(view_plan(None, "f", Scope::New, Epoch(4), Epoch(6)), rebuild);
-    }
-
-    #[test]
-    fn small_runs_are_combined_and_large_ones_left_alone() {
-        assert_eq!(runs_to_combine(&[]), 0);
-        assert_eq!(runs_to_combine(&[10]), 0);
-        assert_eq!(runs_to_combine(&[1000, 10]), 0);
-        assert_eq!(runs_to_combine(&[30, 10]), 2);
-        assert_eq!(runs_to_combine(&[1000, 30, 10]), 2);
-        assert_eq!(runs_to_combine(&[100, 30, 10]), 3);
-        assert_eq!(runs_to_combine(&[100_000_000, 10_000_000, 1_000_000, 100_000, 10_000, 1_000, 100]), 0);
-    }
-
-    #[test]
-    fn the_number_of_runs_stays_bounded_and_the_work_logarithmic() {
-        let mut runs: Vec<u64> = Vec::new();
-        let mut rewritten = 0;
-        for _ in 0..10_000 {
-            runs.push(1);
-            let combine = runs_to_combine(&runs);
-            if combine > 0 {
-                let tail = runs.split_off(runs.len() - combine);
-                rewritten += tail.iter().sum::<u64>();
-                runs.push(tail.iter().sum());
-            }
-            assert!(runs.len() <= RUNS_MAX + 1, "{runs:?}");
-        }
-        assert!(rewritten < 10_000 * 14, "{rewritten}");
     }
 }

@@ -8,7 +8,8 @@ use datafusion::error::DataFusionError;
 use datafusion::logical_expr::LogicalPlan;
 use futures::StreamExt;
 
-use super::plan::{Scope, ViewPlan, runs_to_combine, view_plan};
+use super::attempt::Attempt;
+use super::plan::{Scope, ViewPlan, view_plan};
 use super::{Generation, RunFile, ViewStates};
 use crate::archive::{ArchiveSnapshot, Kind};
 use crate::catalog::stream::Stream;
@@ -16,6 +17,7 @@ use crate::engine::Engine;
 use crate::engine::state::{LambdaView, ViewError};
 use crate::position::{Epoch, GenerationId};
 use crate::runtime::{Clock, Shutdown};
+use crate::storage::merging::runs_to_merge;
 use crate::storage::parquet::{ParquetSink, put_encoded};
 use crate::storage::{Storage, StorageError, paths};
 
@@ -50,16 +52,10 @@ pub enum RefreshError {
     Storage(#[from] StorageError),
     #[error("generation {0} was published by another process; this one is fenced and must stop")]
     Fenced(GenerationId),
-    #[error("the process is ending")]
+    #[error("the refresh was cancelled; nothing was published and nothing is left of it")]
     Cancelled,
     #[error("the refresh panicked: an invariant does not hold; the log says which")]
     Panicked,
-}
-
-/// Told while a refresh runs.
-pub trait Progress: Send + Sync {
-    fn view_begins(&self, view: &str, rows: u64);
-    fn states_written(&self, view: &str, rows: u64);
 }
 
 /// Where and with what a refresh computes.
@@ -70,14 +66,31 @@ pub struct Workshop<'a> {
     pub storage: &'a Storage,
     pub clock: &'a dyn Clock,
     pub shutdown: &'a Shutdown,
+    pub attempt: &'a Attempt,
+}
+
+/// The next generation before it is published.
+#[derive(Debug)]
+pub struct Made {
+    pub generation: Generation,
+    /// By view, what was computed from the archive.
+    pub fresh: BTreeMap<String, Fresh>,
+}
+
+/// States of one view that were computed from the archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fresh {
+    /// They hold the records of epochs after this.
+    pub after: Epoch,
+    /// None when there were no records. The generation may name a file that it was combined into instead.
+    pub run: Option<RunFile>,
 }
 
 impl Workshop<'_> {
     /// Writes the files of the next generation and returns its manifest; nothing is published yet.
-    pub async fn make(&self, input: RefreshInput<'_>, progress: &dyn Progress) -> Result<Generation, RefreshError> {
-        let id = input.current.id.next();
+    pub async fn make(&self, input: RefreshInput<'_>) -> Result<Made, RefreshError> {
         let mut next = Generation {
-            id,
+            id: input.current.id.next(),
             created_at: self.clock.now(),
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
             ..Generation::empty()
@@ -86,28 +99,55 @@ impl Workshop<'_> {
             next.frontier.0.insert(stream.clone(), archive.frontier.clone());
             next.epochs.insert(stream.clone(), archive.epoch);
         }
+        let mut plans = Vec::with_capacity(input.views.len());
         for (name, ViewInput { view, stream }) in input.views {
             let Some(archive) = input.archives.get(&stream.name) else { continue };
             let scope = if input.full.contains(name) { Scope::Full } else { Scope::New };
             let from = input.current.epoch(&stream.name);
             let fingerprint = view.fingerprint();
             let plan = view_plan(input.current.views.get(name), &fingerprint, scope, from, archive.epoch);
+            let rows: u64 = match &plan {
+                ViewPlan::Keep(_) => 0,
+                ViewPlan::Compute { after, .. } => {
+                    archive.files_in(Kind::Event, *after).map(|file| file.rows).sum()
+                }
+            };
+            plans.push((name, view, stream, archive, fingerprint, plan, rows));
+        }
+        self.attempt.expects(plans.iter().map(|(.., rows)| rows).sum());
+        let mut fresh = BTreeMap::new();
+        for (name, view, stream, archive, fingerprint, plan, rows) in plans {
+            self.check()?;
             let runs = match plan {
                 ViewPlan::Keep(runs) => runs,
                 ViewPlan::Compute { after, mut runs } => {
-                    let rows = archive.files_in(Kind::Event, after).map(|file| file.rows).sum();
-                    progress.view_begins(name, rows);
+                    tracing::debug!(view = name, rows, "computing batch states");
+                    self.attempt.begins(name, rows);
+                    let mut run = None;
                     if rows > 0 {
-                        runs.push(self.new_run(view, stream, archive, after, id).await?);
-                        self.combine(view, &mut runs, id).await?;
+                        let made = self.new_run(view, stream, archive, after, next.id).await?;
+                        runs.push(made.clone());
+                        run = Some(made);
+                        self.combine(view, &mut runs, next.id).await?;
                     }
-                    progress.states_written(name, runs.iter().map(|run| run.rows).sum());
+                    self.attempt.ends();
+                    fresh.insert(name.clone(), Fresh { after, run });
+                    let groups: u64 = runs.iter().map(|run| run.rows).sum();
+                    tracing::info!(view = name, rows, groups, runs = runs.len(), "batch states written");
                     runs
                 }
             };
             next.views.insert(name.clone(), ViewStates { fingerprint, runs });
         }
-        Ok(next)
+        Ok(Made { generation: next, fresh })
+    }
+
+    /// An error once the process is ending or the attempt was cancelled.
+    fn check(&self) -> Result<(), RefreshError> {
+        match self.shutdown.is_triggered() || self.attempt.is_cancelled() {
+            true => Err(RefreshError::Cancelled),
+            false => Ok(()),
+        }
     }
 
     async fn new_run(
@@ -130,7 +170,7 @@ impl Workshop<'_> {
         id: GenerationId,
     ) -> Result<(), RefreshError> {
         let rows: Vec<u64> = runs.iter().map(|run| run.rows).collect();
-        let count = runs_to_combine(&rows);
+        let count = runs_to_merge(&rows);
         if count == 0 {
             return Ok(());
         }
@@ -152,16 +192,24 @@ impl Workshop<'_> {
     ) -> Result<RunFile, RefreshError> {
         let compute = |source| RefreshError::Compute { view: view.name().to_owned(), source };
         let encode = |source| RefreshError::Encode { view: view.name().to_owned(), source };
-        let mut batches = self.engine.stream(plan, self.threads).await.map_err(compute)?;
+        let (physical, mut batches) = self.engine.start(plan, self.threads).await.map_err(compute)?;
+        self.attempt.runs(&physical);
         let mut sink = ParquetSink::new(&view.state_schema()).map_err(encode)?;
-        while let Some(batch) = batches.next().await {
-            if self.shutdown.is_triggered() {
-                return Err(RefreshError::Cancelled);
-            }
+        loop {
+            // Grouping reads everything before it gives the first row, so the stop must not wait for that.
+            let next = tokio::select! {
+                biased;
+                () = self.attempt.cancelled() => return Err(RefreshError::Cancelled),
+                () = self.shutdown.wait() => return Err(RefreshError::Cancelled),
+                next = batches.next() => next,
+            };
+            let Some(batch) = next else { break };
             sink.append(&batch.map_err(compute)?).map_err(encode)?;
         }
         let encoded = sink.finish().map_err(encode)?;
-        let file = put_encoded(self.storage, &paths::view_file(view.name(), id, run), &encoded).await?;
+        let path = paths::view_file(view.name(), id, run);
+        self.attempt.writes(&path);
+        let file = put_encoded(self.storage, &path, &encoded).await?;
         Ok(RunFile {
             path: file.path.to_string(),
             rows: file.rows,

@@ -1,12 +1,15 @@
 //! `viewledger refresh`: makes the next generation, in the running server or, when none runs, right here.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Common, end_on_signal, io_runtime, log_to_stderr};
+use super::{Common, end_on_signal, io_runtime, log_to_stderr, signal};
 use crate::app::Core;
+use crate::batch::attempt::Progress;
 use crate::config::Config;
 use crate::runtime::{Health, Shutdown};
 use crate::storage::lock::ProcessLock;
@@ -14,7 +17,7 @@ use crate::storage::lock::ProcessLock;
 /// Make the next generation of batch views, up to the newest archive commit.
 ///
 /// All views stand at one frontier, so all are brought up to date. A server that runs on the data directory does it;
-/// when none runs, this command does.
+/// when none runs, this command does. Ctrl-C cancels it and leaves nothing behind.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -29,6 +32,11 @@ pub struct Args {
     #[command(flatten)]
     common: Common,
 }
+
+/// How often progress is looked at, and told where there is no terminal.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+const TELL_INTERVAL: Duration = Duration::from_secs(5);
+const BAR: &str = "{msg} {wide_bar} {human_pos} of {human_len} records, {per_sec}, {eta} left";
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.common.load()?;
@@ -56,24 +64,31 @@ async fn here(config: Config, args: &Args) -> anyhow::Result<String> {
         None if args.full => views.keys().cloned().collect(),
         _ => Vec::new(),
     };
-    Ok(core.refresher.refresh(&core.cell, full).await?.to_string())
+    let mut shown = Shown::default();
+    let refresh = core.refresher.refresh(&core.cell, full);
+    tokio::pin!(refresh);
+    loop {
+        tokio::select! {
+            made = &mut refresh => return Ok(made?.to_string()),
+            () = tokio::time::sleep(LOOK_INTERVAL) => {
+                if let Some(running) = core.refresher.refreshes().all().pop().filter(|last| last.ended.is_none()) {
+                    let Progress { view, rows_done, rows, .. } = running.progress;
+                    shown.show(view.as_deref(), rows_done, rows);
+                }
+            }
+        }
+    }
 }
 
 fn names<'a>(names: impl Iterator<Item = &'a String>) -> String {
     names.map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
+/// Has the server do it, and shows how far it is. Ctrl-C cancels it there.
 async fn in_server(config: &Config, args: &Args) -> anyhow::Result<String> {
-    let mut client = tokio_postgres::Config::new();
-    client.host(config.server.bind.to_string()).port(config.server.pg_port).user("operator").dbname("viewledger");
-    let (client, connection) = client.connect(tokio_postgres::NoTls).await.with_context(|| {
-        format!(
-            "a server holds {}, but does not answer at port {}; give its --pg-port",
-            config.storage.data_dir.display(),
-            config.server.pg_port
-        )
-    })?;
-    tokio::spawn(connection);
+    let (client, watcher) = (connect(config).await?, connect(config).await?);
+    // It may take as long as it takes.
+    client.batch_execute("SET statement_timeout = 0").await?;
     let text = |row: &tokio_postgres::Row| row.get::<_, String>(0);
     let all = client.query("SELECT view FROM system.views ORDER BY view", &[]).await?;
     let views: Vec<String> = match &args.view {
@@ -84,8 +99,89 @@ async fn in_server(config: &Config, args: &Args) -> anyhow::Result<String> {
     let data = if args.full { " WITH FULL DATA" } else { "" };
     for view in views {
         let quoted = view.replace('"', "\"\"");
-        client.batch_execute(&format!("REFRESH MATERIALIZED VIEW \"{quoted}\"{data}")).await?;
+        let refresh = format!("REFRESH MATERIALIZED VIEW \"{quoted}\"{data}");
+        tokio::select! {
+            done = client.batch_execute(&refresh) => done?,
+            // Goes on until the other branches end it.
+            () = watch(&watcher) => {}
+            () = signal() => {
+                client.cancel_token().cancel_query(tokio_postgres::NoTls).await?;
+                bail!("cancelled: nothing was published");
+            }
+        }
     }
     let row = client.query_one("SELECT max(generation)::bigint FROM system.generations", &[]).await?;
     Ok(row.get::<_, i64>(0).to_string())
+}
+
+async fn connect(config: &Config) -> anyhow::Result<tokio_postgres::Client> {
+    let mut client = tokio_postgres::Config::new();
+    client.host(config.server.bind.to_string()).port(config.server.pg_port).user("operator").dbname("viewledger");
+    let (client, connection) = client.connect(tokio_postgres::NoTls).await.with_context(|| {
+        format!(
+            "a server holds {}, but does not answer at port {}; give its --pg-port",
+            config.storage.data_dir.display(),
+            config.server.pg_port
+        )
+    })?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+/// Shows how far the running refresh is, for as long as it is polled.
+async fn watch(client: &tokio_postgres::Client) {
+    let sql = "SELECT view, rows_done::bigint, rows::bigint FROM system.refreshes WHERE state = 'running'";
+    let mut shown = Shown::default();
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        // That it cannot be shown is no reason to fail.
+        let Ok(Some(row)) = client.query_opt(sql, &[]).await else { continue };
+        let count =
+            |column: usize| row.get::<_, Option<i64>>(column).and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
+        shown.show(row.get::<_, Option<String>>(0).as_deref(), count(1), count(2));
+    }
+}
+
+/// Progress: a bar on a terminal, now and then a line of the log elsewhere.
+#[derive(Default)]
+struct Shown {
+    bar: Option<ProgressBar>,
+    told: Option<Instant>,
+}
+
+impl Shown {
+    fn show(&mut self, view: Option<&str>, rows_done: u64, rows: u64) {
+        let view = view.unwrap_or("publishing");
+        if std::io::stderr().is_terminal() {
+            let bar = self.bar.get_or_insert_with(|| {
+                let style = ProgressStyle::with_template(BAR).expect("the template is tested");
+                ProgressBar::new(rows).with_style(style)
+            });
+            bar.set_length(rows);
+            bar.set_position(rows_done);
+            bar.set_message(view.to_owned());
+        } else if self.told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL) {
+            self.told = Some(Instant::now());
+            tracing::info!(view, rows_done, rows, "refreshing");
+        }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_template_of_the_bar_is_valid() {
+        ProgressStyle::with_template(BAR).unwrap();
+    }
 }

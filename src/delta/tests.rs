@@ -53,6 +53,17 @@ fn runs_are_combined_within_their_zone_only() {
 }
 
 #[test]
+fn small_runs_are_combined_soon_and_large_ones_when_they_are_very_many() {
+    let runs = |rows: &[usize]| rows.iter().map(|rows| (Zone::Committed, *rows)).collect::<Vec<_>>();
+    assert_eq!(choose(&runs(&[10; SMALL_RUNS_MAX])), None);
+    assert_eq!(choose(&runs(&[10; SMALL_RUNS_MAX + 1])), Some(0..FAN_IN));
+    assert_eq!(choose(&runs(&[LARGE_ROWS; RUNS_MAX])), None);
+    assert_eq!(choose(&runs(&[LARGE_ROWS; RUNS_MAX + 1])), Some(0..FAN_IN));
+    let mixed = [&[LARGE_ROWS; 20][..], &[10; SMALL_RUNS_MAX + 1]].concat();
+    assert_eq!(choose(&runs(&mixed)), Some(20..20 + FAN_IN), "the large ones are left alone");
+}
+
+#[test]
 #[should_panic(expected = "cannot be cut after epoch 4")]
 fn a_run_across_the_cut_is_a_defect() {
     let delta = Delta::restored(Epoch(3), Epoch(5), [("v".to_owned(), batch(&[1]))].into());

@@ -88,6 +88,7 @@ impl Intake {
         let (recheck, rechecks) = sync_channel(1);
         let (raw, decoding) = sync_channel(ingest.queue_batches_max);
         let (decoded, sinking) = sync_channel(ingest.queue_batches_max);
+        let (emptied, empty) = sync_channel(ingest.queue_batches_max);
         let decoders = sources
             .iter()
             .map(|s| Decoder::new(Arc::clone(&s.stream), s.checks.clone(), ingest.record_bytes_max))
@@ -109,6 +110,7 @@ impl Intake {
             identities: BTreeMap::new(),
             ids,
             out: raw,
+            empty,
             recheck,
             batch_rows_max: ingest.micro_batch_rows_max,
             batch_interval: ingest.micro_batch_interval,
@@ -119,7 +121,11 @@ impl Intake {
         let threads = vec![
             spawn_thread("kafka-topics", health, with(&around, move |a| watch.run(&rechecks, a))),
             spawn_thread("kafka-poll", health, with(&around, move |a| poll.run(&judged, a))),
-            spawn_thread("decode", health, with(&around, move |a| decode_loop(&decoders, &decoding, &decoded, a))),
+            spawn_thread(
+                "decode",
+                health,
+                with(&around, move |a| decode_loop(&decoders, &decoding, (&decoded, &emptied), a)),
+            ),
             spawn_thread("ingest", health, with(&around, move |a| sink_loop(sink, &sinking, a))),
         ];
         Ok(Intake { threads })
@@ -390,6 +396,8 @@ struct PollLoop {
     identities: BTreeMap<usize, TopicIdentity>,
     ids: Arc<TopicIds>,
     out: SyncSender<RawBatch>,
+    /// Batches whose room may be used again.
+    empty: Receiver<RawBatch>,
     recheck: SyncSender<()>,
     batch_rows_max: usize,
     batch_interval: Duration,
@@ -425,7 +433,8 @@ impl PollLoop {
     }
 
     fn step(&mut self, status: &IntakeStatus) -> Result<Polled, Closed> {
-        match self.consumer.poll(POLL) {
+        // Waiting asks the clock; most of the time there is no need to wait.
+        match self.consumer.poll(Duration::ZERO).or_else(|| self.consumer.poll(POLL)) {
             None => {
                 self.compare_positions();
                 self.flush_due(status)?;
@@ -618,11 +627,11 @@ impl PollLoop {
         let Some((slot, _)) = self.batches.get_mut(source) else { return Ok(()) };
         // The next one will be about as large; growing to that size would copy it many times.
         let (bytes, records) = (slot.bytes.len(), slot.records.len());
-        let next = RawBatch {
+        let next = self.empty.try_recv().unwrap_or_else(|_| RawBatch {
             bytes: Vec::with_capacity(bytes + bytes / 8),
             records: Vec::with_capacity((records + records / 8).min(self.batch_rows_max)),
             ..RawBatch::default()
-        };
+        });
         let mut batch = std::mem::replace(slot, next);
         batch.source = source;
         batch.topic = self.identities.get(&source).cloned();
@@ -669,13 +678,16 @@ impl<'m> Incoming<'m> {
 fn decode_loop(
     decoders: &[Decoder],
     input: &Receiver<RawBatch>,
-    output: &SyncSender<Decoded>,
+    (output, emptied): (&SyncSender<Decoded>, &SyncSender<RawBatch>),
     around: &Surroundings,
 ) {
-    for batch in input {
+    for mut batch in input {
         let Some(decoder) = decoders.get(batch.source) else { continue };
-        match decoder.decode(batch, around.clock.now()) {
+        match decoder.decode(&mut batch, around.clock.now()) {
             Ok(decoded) => {
+                batch.clear();
+                // Where there are enough already, this one goes.
+                let _ = emptied.try_send(batch);
                 if output.send(decoded).is_err() {
                     return;
                 }

@@ -46,24 +46,25 @@ impl Decoder {
     }
 
     /// Decodes `batch`. Every record of it ends up in `records`, in `rejects`, or, where it has the right types but
-    /// fails a check, in both and outside `sound`.
-    pub fn decode(&self, batch: RawBatch, now: Micros) -> Result<Decoded, DecodeError> {
-        let (mut columns, accepted, mut rejected) = self.typed(&batch);
+    /// fails a check, in both and outside `sound`. Takes topic and positions out of `batch`.
+    pub fn decode(&self, batch: &mut RawBatch, now: Micros) -> Result<Decoded, DecodeError> {
+        let (topic, positions) = (batch.topic.take(), std::mem::take(&mut batch.positions));
+        let (mut columns, accepted, mut rejected) = self.typed(batch);
         columns.extend(self.coordinates(&accepted, now));
         let records = RecordBatch::try_new(Arc::clone(&self.schema), columns)
             .expect("builders were made from the schema and grew together");
         let sound = self.apply_checks(&records, &accepted, &mut rejected)?;
         // Rejects by checks come after rejects by type; put them back into the order of arrival.
         rejected.sort_by_key(|(record, _)| (record.partition, record.offset));
-        let rejects = self.rejects(&batch, &rejected, now);
+        let rejects = self.rejects(batch, &rejected, now);
         Ok(Decoded {
             source: batch.source,
             records,
             sound,
             rejects,
             payload_bytes: batch.bytes.len(),
-            topic: batch.topic,
-            positions: batch.positions,
+            topic,
+            positions,
         })
     }
 
@@ -98,7 +99,7 @@ impl Decoder {
             let (have, max) = (bytes.len(), self.record_bytes_max);
             return Err(format!("the record has {have} bytes, more than ingest.record_bytes_max {max}"));
         }
-        let text = std::str::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}"))?;
+        let text = simdutf8::compat::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}"))?;
         let mut json = serde_json::Deserializer::from_str(text);
         let undeclared = RowSeed { columns: &self.stream.columns, slots }
             .deserialize(&mut json)
@@ -243,7 +244,7 @@ impl<'de> Visitor<'de> for RowSeed<'_, '_, 'de> {
                 add_extra(&mut extra, &key, value.get());
                 continue;
             };
-            if *slot != Slot::Absent {
+            if !matches!(slot, Slot::Absent) {
                 return Err(A::Error::custom(format!("field {key}: appears twice")));
             }
             *slot = field_value(&mut map, column)?;

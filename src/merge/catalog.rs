@@ -7,15 +7,22 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
-use datafusion::common::{DataFusionError, Result};
+use datafusion::common::{DataFusionError, Result, plan_err};
+use datafusion::datasource::provider_as_source;
+use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableType, ident, lit};
 
+use super::certificate::Certificate;
+use super::conflicts::{CONFLICTS, conflicts, with_counted};
+use super::ordinary::PlannedView;
 use super::provider::{PlanTable, UnionTable, in_memory};
 use super::snapshot::{Snapshot, StreamSnapshot};
 use super::system::{self, Surroundings};
 use crate::archive::Kind;
 use crate::batch::run::ViewInput;
-use crate::catalog::stream::{Stream, quarantine_schema};
-use crate::position::Epoch;
+use crate::batch::{Generation, ViewStates};
+use crate::catalog::stream::{OFFSET, PARTITION, Stream, quarantine_schema};
+use crate::engine::state::LambdaView;
+use crate::position::{Epoch, StreamFrontier};
 use crate::storage::scan::{FILE_COLUMN, ROW_COLUMN};
 
 /// What exists, whatever the snapshot.
@@ -25,19 +32,59 @@ pub struct Names {
     pub streams: BTreeMap<String, Arc<Stream>>,
     /// By view name.
     pub views: BTreeMap<String, ViewInput>,
+    /// By name of the ordinary view.
+    pub ordinary: BTreeMap<String, PlannedView>,
+}
+
+/// Every table that is declared, with its schema and its columns: what there is to plan with before there is a snapshot.
+pub async fn declared_tables(names: &Names) -> Result<Vec<(&'static str, String, SchemaRef)>> {
+    let mut tables = Vec::new();
+    for (name, ViewInput { view, .. }) in &names.views {
+        tables.extend(["public", "batch", "speed"].map(|schema| (schema, name.clone(), view.final_schema())));
+    }
+    for (name, stream) in &names.streams {
+        let records = with_origin(&stream.record_schema());
+        tables.push(("raw", name.clone(), Arc::clone(&records)));
+        if stream.key.is_some() {
+            tables.push(("raw", format!("{name}{CONFLICTS}"), with_counted(&records)));
+        }
+        tables.push(("raw", format!("{name}{DUPLICATES}"), records));
+        tables.push(("quarantine", name.clone(), with_origin(&quarantine_schema())));
+    }
+    let nothing = Snapshot { generation: Arc::new(Generation::empty()), streams: BTreeMap::new() };
+    for (name, _) in system::TABLES {
+        if let Some(table) = system::table(name, &nothing, None, names, &Surroundings::none())? {
+            tables.push(("system", (*name).to_owned(), table.schema()));
+        }
+    }
+    Ok(tables)
 }
 
 /// All schemas of one snapshot.
 #[derive(Debug)]
 pub struct PinnedCatalog {
     snapshot: Arc<Snapshot>,
+    /// An older generation to read instead of the snapshot's own and its delta.
+    as_of: Option<Arc<Generation>>,
     names: Arc<Names>,
     around: Arc<Surroundings>,
 }
 
 impl PinnedCatalog {
     pub fn new(snapshot: Arc<Snapshot>, names: Arc<Names>, around: Arc<Surroundings>) -> Self {
-        Self { snapshot, names, around }
+        Self { snapshot, as_of: None, names, around }
+    }
+
+    /// Views and records as they were in `generation`, without what came later. The schema `system` goes on to tell
+    /// of the present.
+    #[must_use]
+    pub fn as_of(self, generation: Arc<Generation>) -> Self {
+        Self { as_of: Some(generation), ..self }
+    }
+
+    /// What is read, and what is missing in it.
+    pub fn certificate(&self) -> Certificate {
+        Certificate::of(&self.snapshot, self.as_of.as_deref(), &self.names, &self.around.status)
     }
 }
 
@@ -73,6 +120,7 @@ impl CatalogProvider for PinnedCatalog {
         Some(Arc::new(PinnedSchema {
             kind: *kind,
             snapshot: Arc::clone(&self.snapshot),
+            as_of: self.as_of.clone(),
             names: Arc::clone(&self.names),
             around: Arc::clone(&self.around),
         }))
@@ -82,6 +130,7 @@ impl CatalogProvider for PinnedCatalog {
 struct PinnedSchema {
     kind: SchemaKind,
     snapshot: Arc<Snapshot>,
+    as_of: Option<Arc<Generation>>,
     names: Arc<Names>,
     around: Arc<Surroundings>,
 }
@@ -96,18 +145,34 @@ impl fmt::Debug for PinnedSchema {
 impl SchemaProvider for PinnedSchema {
     fn table_names(&self) -> Vec<String> {
         match self.kind {
-            SchemaKind::Merged | SchemaKind::Batch | SchemaKind::Speed => {
-                self.names.views.keys().cloned().collect()
-            }
+            SchemaKind::Merged => self.names.views.keys().chain(self.names.ordinary.keys()).cloned().collect(),
+            SchemaKind::Batch | SchemaKind::Speed => self.names.views.keys().cloned().collect(),
             SchemaKind::Quarantine => self.names.streams.keys().cloned().collect(),
             SchemaKind::Raw => {
-                self.names.streams.keys().flat_map(|name| [name.clone(), format!("{name}{DUPLICATES}")]).collect()
+                let endings = ["", DUPLICATES, CONFLICTS];
+                self.names
+                    .streams
+                    .iter()
+                    .flat_map(|(name, stream)| {
+                        let endings = endings.iter().filter(|ending| **ending != CONFLICTS || stream.key.is_some());
+                        endings.map(move |ending| format!("{name}{ending}"))
+                    })
+                    .collect()
             }
             SchemaKind::System => system::TABLES.iter().map(|(name, _)| (*name).to_owned()).collect(),
         }
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
+        if let Some(view) = self.ordinary(name) {
+            let catalog = PinnedCatalog {
+                snapshot: Arc::clone(&self.snapshot),
+                as_of: self.as_of.clone(),
+                names: Arc::clone(&self.names),
+                around: Arc::clone(&self.around),
+            };
+            return view.over(&catalog).await.map(Some);
+        }
         match self.kind {
             SchemaKind::Merged | SchemaKind::Batch | SchemaKind::Speed => {
                 self.names.views.get(name).map(|view| self.view(name, view)).transpose()
@@ -115,15 +180,33 @@ impl SchemaProvider for PinnedSchema {
             SchemaKind::Raw => match self.names.streams.get(name) {
                 Some(stream) => self.records(stream, Kind::Event).map(Some),
                 None => {
-                    let stream = name.strip_suffix(DUPLICATES).and_then(|name| self.names.streams.get(name));
-                    stream.map(|stream| self.records(stream, Kind::Duplicate)).transpose()
+                    let stream = |ending| name.strip_suffix(ending).and_then(|name| self.names.streams.get(name));
+                    match (stream(DUPLICATES), stream(CONFLICTS)) {
+                        (Some(stream), _) => self.records(stream, Kind::Duplicate).map(Some),
+                        (None, Some(stream)) => {
+                            let (events, duplicates) =
+                                (self.records(stream, Kind::Event)?, self.records(stream, Kind::Duplicate)?);
+                            conflicts(stream, events, duplicates)
+                        }
+                        (None, None) => Ok(None),
+                    }
                 }
             },
             SchemaKind::Quarantine => {
                 self.names.streams.get(name).map(|stream| self.records(stream, Kind::Quarantined)).transpose()
             }
-            SchemaKind::System => system::table(name, &self.snapshot, &self.names, &self.around),
+            SchemaKind::System => {
+                system::table(name, &self.snapshot, self.as_of.as_deref(), &self.names, &self.around)
+            }
         }
+    }
+
+    /// Known without planning the table.
+    async fn table_type(&self, name: &str) -> Result<Option<TableType>> {
+        Ok(match self.ordinary(name) {
+            Some(_) => Some(TableType::View),
+            None => self.table_exist(name).then_some(TableType::Base),
+        })
     }
 
     fn table_exist(&self, name: &str) -> bool {
@@ -132,16 +215,21 @@ impl SchemaProvider for PinnedSchema {
 }
 
 impl PinnedSchema {
+    /// The ordinary view of this name, where ordinary views are.
+    fn ordinary(&self, name: &str) -> Option<&PlannedView> {
+        self.names.ordinary.get(name).filter(|_| self.kind == SchemaKind::Merged)
+    }
+
     /// A view over the snapshot: the merge plan, into which DataFusion pushes the query's filters.
     fn view(&self, name: &str, ViewInput { view, stream }: &ViewInput) -> Result<Arc<dyn TableProvider>> {
         let schema = view.state_schema();
         let mut parts: Vec<Arc<dyn TableProvider>> = Vec::new();
         if self.kind != SchemaKind::Speed
-            && let Some(states) = self.snapshot.generation.views.get(name)
+            && let Some(states) = self.batch_states(name, view)?
         {
             parts.push(Arc::new(states.table(Arc::clone(&schema))));
         }
-        if self.kind != SchemaKind::Batch {
+        if self.kind != SchemaKind::Batch && self.as_of.is_none() {
             let states = self.stream(stream)?.delta.states(name);
             parts.push(in_memory(&schema, states)?);
         }
@@ -154,6 +242,23 @@ impl PinnedSchema {
         Ok(Arc::new(PlanTable::new(plan)))
     }
 
+    /// The states of a view in the generation that is read; None when it has none.
+    fn batch_states(&self, name: &str, view: &LambdaView) -> Result<Option<&ViewStates>> {
+        let Some(older) = &self.as_of else { return Ok(self.snapshot.generation.views.get(name)) };
+        match older.views.get(name) {
+            Some(states) if states.fingerprint == view.fingerprint() => Ok(Some(states)),
+            Some(_) => plan_err!(
+                "generation {} holds view {name} by another definition, and its states cannot be read by this one: \
+                 choose a later generation, see system.generations",
+                older.id
+            ),
+            None => plan_err!(
+                "generation {} was made before there was a view {name}: choose a later one, see system.generations",
+                older.id
+            ),
+        }
+    }
+
     /// Records of one kind, from the archive and from the tail.
     fn records(&self, stream: &Stream, kind: Kind) -> Result<Arc<dyn TableProvider>> {
         let part = self.stream(stream)?;
@@ -164,6 +269,10 @@ impl PinnedSchema {
             Kind::Quarantined => (quarantine_schema(), part.archive.rejects(Epoch::default())),
         };
         let archived = archived.with_origin();
+        if let Some(older) = &self.as_of {
+            let frontier = older.frontier.0.get(&stream.name).cloned().unwrap_or_default();
+            return below(&frontier, Arc::new(archived));
+        }
         let tail = part.delta.tail(part.archive.epoch).map(|tail| match kind {
             Kind::Event => tail.events.clone(),
             Kind::Duplicate => tail.duplicates.clone(),
@@ -180,6 +289,17 @@ impl PinnedSchema {
             .get(&stream.name)
             .ok_or_else(|| DataFusionError::Internal(format!("stream {} is not in the snapshot", stream.name)))
     }
+}
+
+/// The records below a frontier. By their coordinates, not by their files: a file may hold records of both sides.
+fn below(frontier: &StreamFrontier, records: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
+    let inside = frontier
+        .next
+        .iter()
+        .map(|(partition, next)| ident(PARTITION).eq(lit(partition.0)).and(ident(OFFSET).lt(lit(next.0))));
+    let inside = inside.reduce(Expr::or).unwrap_or_else(|| lit(false));
+    let plan = LogicalPlanBuilder::scan("records", provider_as_source(records), None)?.filter(inside)?.build()?;
+    Ok(Arc::new(PlanTable::new(plan)))
 }
 
 fn with_origin(columns: &SchemaRef) -> SchemaRef {

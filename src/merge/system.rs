@@ -13,12 +13,18 @@ use datafusion::common::Result;
 
 use super::catalog::Names;
 use super::census::Census;
+use super::certificate::{Certificate, json};
+use super::reconcile::history::{Finding, History, Outcome};
+use super::refreshes::Refreshes;
 use super::snapshot::{Snapshot, StreamSnapshot};
 use crate::archive::compact::Damaged;
 use crate::archive::keep::{FileState, Unneeded};
 use crate::archive::{ArchiveFile, Kind};
+use crate::batch::Generation;
+use crate::batch::shelf::Shelf;
 use crate::kafka::status::IntakeStatus;
-use crate::runtime::{Clock, Health, Micros};
+use crate::metrics::WorkOutcome;
+use crate::runtime::{Clock, Health, Micros, SystemClock};
 
 /// What system tables tell beside the snapshot.
 #[derive(Debug)]
@@ -28,15 +34,37 @@ pub struct Surroundings {
     pub clock: Arc<dyn Clock>,
     /// Name, value and the file or default it comes from are public; secrets are not settings.
     pub settings: Vec<(String, String)>,
+    pub shelf: Arc<Shelf>,
+    pub history: Arc<History>,
+    pub refreshes: Arc<Refreshes>,
     /// What lies in the archive's folders beside its files.
     pub census: Arc<Census>,
 }
 
+impl Surroundings {
+    /// Of a process that has not begun: for the columns of the tables.
+    pub fn none() -> Self {
+        Self {
+            status: IntakeStatus::default(),
+            health: Health::default(),
+            clock: Arc::new(SystemClock),
+            settings: Vec::new(),
+            shelf: Arc::new(Shelf::new(1)),
+            history: Arc::new(History::new(1)),
+            refreshes: Arc::default(),
+            census: Arc::default(),
+        }
+    }
+}
+
 /// Names of the tables, and what a row is.
-pub const TABLES: [(&str, &str); 8] = [
+pub const TABLES: [(&str, &str); 11] = [
     ("streams", "One row per stream: its topic, identity and records so far."),
     ("partitions", "One row per Kafka partition: how far it is read, how far behind, and why not."),
-    ("generations", "The generation that answers: one row per stream, with the epoch it ends at."),
+    ("snapshot", "What this query reads: one row per stream, with what is missing in it."),
+    ("generations", "The generations that can be read: one row per stream, with the epoch it ends at."),
+    ("refreshes", "One row per refresh of this process, the one that runs among them."),
+    ("reconciliation", "One row per view and refresh, and one per group on which batch and speed differ."),
     ("views", "One row per view: its batch states in the current generation."),
     ("freshness", "One row per stream: the age of the newest record that is counted."),
     ("conservation", "One row per partition: offsets passed = counted + duplicate + quarantined + gaps."),
@@ -47,13 +75,17 @@ pub const TABLES: [(&str, &str); 8] = [
 pub fn table(
     name: &str,
     snapshot: &Snapshot,
+    as_of: Option<&Generation>,
     names: &Names,
     around: &Surroundings,
 ) -> Result<Option<Arc<dyn TableProvider>>> {
     let columns = match name {
         "streams" => streams(snapshot, names),
         "partitions" => partitions(snapshot, names, around),
-        "generations" => generations(snapshot),
+        "snapshot" => pinned(&Certificate::of(snapshot, as_of, names, &around.status)),
+        "generations" => generations(snapshot, around),
+        "refreshes" => refreshes(around),
+        "reconciliation" => reconciliation(around),
         "views" => views(snapshot, names),
         "freshness" => freshness(snapshot, around),
         "conservation" => conservation(snapshot),
@@ -126,20 +158,95 @@ fn partitions(snapshot: &Snapshot, names: &Names, around: &Surroundings) -> Colu
     )
 }
 
-fn generations(snapshot: &Snapshot) -> Columns {
-    let generation = &snapshot.generation;
-    let rows: Vec<_> = generation.epochs.iter().collect();
+fn pinned(certificate: &Certificate) -> Columns {
+    let rows: Vec<_> = certificate.streams.iter().collect();
+    columns!(rows,
+        "generation": UInt64Array = |_| Some(certificate.generation.0),
+        "as_of": BooleanArray = |_| Some(certificate.as_of),
+        "stream": StringArray = |(name, _)| Some(name.as_str()),
+        "frontier": StringArray = |(_, s)| Some(json(&s.frontier)),
+        "delta_end": StringArray = |(_, s)| Some(json(&s.end)),
+        "archive_epoch": UInt64Array = |(_, s)| Some(s.archive_epoch.0),
+        "archive_version": UInt64Array = |(_, s)| Some(s.archive_version),
+        "lag": StringArray = |(_, s)| Some(json(&s.lag)),
+        "complete": BooleanArray = |(_, s)| Some(s.is_complete()),
+        "missing": StringArray = |(_, s)| (!s.is_complete()).then(|| s.missing.join("; ")),
+    )
+}
+
+fn generations(snapshot: &Snapshot, around: &Surroundings) -> Columns {
+    let readable = around.shelf.readable();
+    let rows: Vec<_> =
+        readable.iter().flat_map(|g| g.epochs.iter().map(move |(name, epoch)| (g, name, epoch))).collect();
+    let created = rows.iter().map(|(g, ..)| Some(g.created_at)).collect();
     let mut columns: Columns = columns!(rows,
-        "generation": UInt64Array = |_| Some(generation.id.0),
-        "stream": StringArray = |(stream, _)| Some(stream.as_str()),
-        "epoch": UInt64Array = |(_, epoch)| Some(epoch.0),
-        "frontier": StringArray = |(stream, _)| {
-            generation.frontier.0.get(*stream).and_then(|f| serde_json::to_string(&f.next).ok())
-        },
-        "engine_version": StringArray = |_| Some(generation.engine_version.clone()),
+        "generation": UInt64Array = |(g, ..)| Some(g.id.0),
+        "stream": StringArray = |(_, stream, _)| Some(stream.as_str()),
+        "epoch": UInt64Array = |(.., epoch)| Some(epoch.0),
+        "frontier": StringArray = |(g, stream, _)| g.frontier.0.get(*stream).map(|frontier| json(&frontier.next)),
+        "engine_version": StringArray = |(g, ..)| Some(g.engine_version.as_str()),
+        "current": BooleanArray = |(g, ..)| Some(g.id == snapshot.generation.id),
     );
-    let created = generation.epochs.iter().map(|_| Some(generation.created_at)).collect();
     columns.insert(1, ("created_at", instant(created)));
+    columns
+}
+
+fn refreshes(around: &Surroundings) -> Columns {
+    let all = around.refreshes.all();
+    let begun = all.iter().map(|refresh| Some(refresh.asked.at)).collect();
+    let ended = all.iter().map(|refresh| refresh.ended.as_ref().map(|ended| ended.at)).collect();
+    let mut columns: Columns = columns!(all.iter().collect(),
+        "state": StringArray = |r| Some(match r.ended.as_ref().map(|ended| ended.outcome) {
+            None => "running",
+            Some(WorkOutcome::Done) => "done",
+            Some(WorkOutcome::Failed) => "failed",
+            Some(WorkOutcome::Cancelled) => "cancelled",
+        }),
+        "generation": UInt64Array = |r| r.ended.as_ref().map(|ended| ended.generation.0),
+        "full_views": StringArray = |r| (!r.asked.full.is_empty()).then(|| r.asked.full.join(", ")),
+        "view": StringArray = |r| r.progress.view.clone(),
+        "views_done": UInt64Array = |r| Some(r.progress.views_done),
+        "rows_done": UInt64Array = |r| Some(r.progress.rows_done),
+        "rows": UInt64Array = |r| Some(r.progress.rows),
+        "error": StringArray = |r| r.ended.as_ref().and_then(|ended| ended.error.clone()),
+    );
+    columns.insert(0, ("begun_at", instant(begun)));
+    columns.insert(1, ("ended_at", instant(ended)));
+    columns
+}
+
+fn reconciliation(around: &Surroundings) -> Columns {
+    let findings = around.history.findings();
+    let at = findings.iter().map(|found| Some(found.subject.at)).collect();
+    let difference = |found: &Finding| match &found.outcome {
+        Outcome::Differs(difference) => Some(difference.clone()),
+        _ => None,
+    };
+    let counts = |found: &Finding| match &found.outcome {
+        Outcome::Compared { groups, differing, .. } => Some((*groups, *differing)),
+        _ => None,
+    };
+    let mut columns: Columns = columns!(findings.iter().collect(),
+        "generation": UInt64Array = |f| Some(f.subject.generation.0),
+        "view": StringArray = |f| Some(f.subject.view.as_str()),
+        "after_epoch": UInt64Array = |f| Some(f.subject.after.0),
+        "to_epoch": UInt64Array = |f| Some(f.subject.to.0),
+        "restored_to_epoch": UInt64Array = |f| Some(f.subject.restored_to.0),
+        "groups": UInt64Array = |f| counts(f).map(|(groups, _)| groups),
+        "differing": UInt64Array = |f| counts(f).map(|(_, differing)| differing),
+        "group_key": StringArray = |f| difference(f).map(|d| d.group),
+        "batch": StringArray = |f| difference(f).and_then(|d| d.batch),
+        "speed": StringArray = |f| difference(f).and_then(|d| d.speed),
+        "not_compared": StringArray = |f| match &f.outcome {
+            Outcome::Compared { not_compared, .. } if !not_compared.is_empty() => Some(not_compared.join(", ")),
+            _ => None,
+        },
+        "error": StringArray = |f| match &f.outcome {
+            Outcome::Failed(reason) => Some(reason.as_str()),
+            _ => None,
+        },
+    );
+    columns.insert(1, ("at", instant(at)));
     columns
 }
 

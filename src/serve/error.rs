@@ -127,6 +127,8 @@ impl From<ServeError> for QueryError {
     fn from(error: ServeError) -> Self {
         match &error {
             ServeError::Unavailable(_) => Self::new(SqlState::CANNOT_CONNECT_NOW, error.to_string()),
+            ServeError::AsOf(_) => Self::new(SqlState::INVALID_PARAMETER, error.to_string())
+                .hint("RESET viewledger.as_of reads the newest generation and what came since"),
             _ => Self::internal(error.to_string()),
         }
     }
@@ -138,6 +140,7 @@ impl From<RefreshError> for QueryError {
             RefreshError::UnknownView(_) => SqlState::UNDEFINED_TABLE,
             RefreshError::Refused(_) => SqlState::PREREQUISITE,
             RefreshError::Failed(_) => SqlState::INTERNAL,
+            RefreshError::Cancelled => SqlState::CANCELLED,
         };
         Self::new(state, error.to_string())
     }

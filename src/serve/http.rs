@@ -10,7 +10,7 @@ use axum::routing::get;
 use serde::Serialize;
 use tokio::net::TcpListener;
 
-use super::{Database, ServeError};
+use super::{Certificate, Database, ServeError};
 use crate::metrics::Metrics;
 use crate::runtime::{Health, Shutdown};
 
@@ -19,6 +19,13 @@ struct Operations {
     database: Arc<dyn Database>,
     metrics: Arc<Metrics>,
     health: Health,
+}
+
+impl Operations {
+    fn certificate(&self) -> Option<Certificate> {
+        let pinned = self.database.pin().ok()?;
+        self.database.certificate(pinned.as_ref())
+    }
 }
 
 /// Body of `/healthz` and `/readyz`.
@@ -41,6 +48,7 @@ pub async fn serve_http(
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(print_metrics))
+        .route("/snapshot", get(snapshot))
         .with_state(Operations { database, metrics, health });
     axum::serve(listener, routes).with_graceful_shutdown(async move { shutdown.wait().await }).await.map_err(
         |source| ServeError::Bind {
@@ -63,7 +71,29 @@ async fn healthz(State(operations): State<Operations>) -> Response {
 async fn readyz(State(operations): State<Operations>) -> Response {
     let readiness = operations.database.readiness();
     let status = if readiness.ready { "ready" } else { "not ready" };
-    report(readiness.ready, status, readiness.reasons)
+    let answer = report(readiness.ready, status, readiness.reasons);
+    match operations.certificate() {
+        Some(certificate) => (certificate_headers(&certificate), answer).into_response(),
+        None => answer,
+    }
+}
+
+/// The completeness certificate of what a query that came now would read.
+async fn snapshot(State(operations): State<Operations>) -> Response {
+    match operations.certificate() {
+        Some(certificate) => {
+            let kind = [(header::CONTENT_TYPE, "application/json")];
+            (kind, certificate_headers(&certificate), certificate.json).into_response()
+        }
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
+fn certificate_headers(certificate: &Certificate) -> [(&'static str, String); 2] {
+    [
+        ("x-viewledger-generation", certificate.generation.to_string()),
+        ("x-viewledger-complete", certificate.complete.to_string()),
+    ]
 }
 
 async fn print_metrics(State(operations): State<Operations>) -> Response {

@@ -5,6 +5,7 @@
 
 mod backends;
 mod encode;
+mod line;
 mod presence;
 mod query;
 mod startup;
@@ -18,6 +19,7 @@ use pgwire::error::{ErrorInfo, PgWireError};
 use tokio::net::{TcpListener, TcpStream};
 
 use self::backends::{Backends, Cancels};
+use self::line::Line;
 use self::presence::Presence;
 use self::query::Queries;
 use self::startup::Startup;
@@ -82,12 +84,14 @@ async fn converse(socket: TcpStream, parts: Arc<Parts>) {
     let presence = Arc::clone(&parts.presence);
     presence.expect_until(Some(startup_timeout));
     let peer = socket.peer_addr().ok();
+    let line = Line::of(&socket);
     let conversation = pgwire::tokio::process_socket(socket, None, parts);
     // A client's bytes must not bring the process into doubt, so its panic ends here.
     let conversation = std::panic::AssertUnwindSafe(conversation).catch_unwind();
     tokio::pin!(conversation);
     tokio::select! {
         why = presence.lost() => tracing::info!(?peer, why, "dropping a Postgres client"),
+        () = line.until_cut() => tracing::debug!(?peer, "a Postgres client hung up"),
         ended = &mut conversation => match ended {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(?peer, %error, "a Postgres client went away"),

@@ -30,12 +30,16 @@ use tokio::sync::watch;
 use self::functions::{Identity, Relation};
 use self::run::Work;
 pub use self::run::{Encode, Planned, ROWS_PER_PIECE, Rows, Stop};
+use self::settings::AS_OF;
 pub use self::settings::{SERVER_VERSION, Settings};
 use self::statement::{Query, SetScope, Statement, StatementParser};
 use self::system::System;
 use super::error::{QueryError, SqlState};
 use super::{Database, Limits, ServeError};
 use crate::metrics::Metrics;
+
+/// What `SHOW` answers with the certificate of the snapshot.
+const SNAPSHOT: &str = "viewledger.snapshot";
 
 /// Serves statements of one [`Database`] to any number of sessions.
 #[derive(Debug)]
@@ -112,7 +116,15 @@ pub struct Session {
 enum Transaction {
     None,
     /// Pinned by its first statement.
-    Open(Option<Arc<dyn CatalogProvider>>),
+    Open(Option<Pinned>),
+}
+
+/// What all statements of a transaction read.
+#[derive(Debug, Clone)]
+struct Pinned {
+    /// The value of `viewledger.as_of` by which it was chosen.
+    as_of: Option<String>,
+    catalog: Arc<dyn CatalogProvider>,
 }
 
 /// A statement after its parse, ready to be executed any number of times.
@@ -236,6 +248,12 @@ impl Session {
             Statement::Query(_) => return Err(QueryError::internal("a query is not a small statement")),
             Statement::Show(name) => Outcome::Table { batch: self.show(name.as_deref())?, tag: "SHOW" },
             Statement::Set { name, value, scope } => {
+                if name == AS_OF
+                    && let Some(at) = value.as_deref().filter(|at| !at.is_empty())
+                {
+                    // Told now, not by the next query.
+                    drop(self.service.database.pin_as_of(at)?);
+                }
                 if *scope == SetScope::Session || self.in_transaction() {
                     self.settings.set(name, value.as_deref(), *scope)?;
                 }
@@ -284,15 +302,22 @@ impl Session {
     }
 
     fn pin(&mut self) -> Result<Arc<dyn CatalogProvider>, QueryError> {
-        match &mut self.transaction {
-            Transaction::Open(Some(pinned)) => Ok(Arc::clone(pinned)),
-            Transaction::Open(empty) => {
-                let pinned = self.service.database.pin()?;
-                *empty = Some(Arc::clone(&pinned));
-                Ok(pinned)
+        let as_of = self.settings.as_of();
+        if let Transaction::Open(Some(pinned)) = &self.transaction {
+            if pinned.as_of == as_of {
+                return Ok(Arc::clone(&pinned.catalog));
             }
-            Transaction::None => Ok(self.service.database.pin()?),
+            // PostgreSQL: active_sql_transaction.
+            let message = format!("{AS_OF} cannot be changed after the first query of a transaction");
+            return Err(QueryError::new(SqlState("25001"), message)
+                .hint("a transaction reads one snapshot: COMMIT, then SET, then BEGIN the next"));
         }
+        let database = &self.service.database;
+        let catalog = as_of.as_deref().map_or_else(|| database.pin(), |at| database.pin_as_of(at))?;
+        if let Transaction::Open(pinned) = &mut self.transaction {
+            *pinned = Some(Pinned { as_of, catalog: Arc::clone(&catalog) });
+        }
+        Ok(catalog)
     }
 
     async fn plan(&mut self, query: &Query, parameters: Option<ParamValues>) -> Result<Planned, QueryError> {
@@ -334,9 +359,17 @@ impl Session {
         .await?
     }
 
-    fn show(&self, name: Option<&str>) -> Result<RecordBatch, QueryError> {
+    /// What a query that came now would read, and what is missing in it.
+    fn certificate(&mut self) -> Result<String, QueryError> {
+        let pinned = self.pin()?;
+        let certificate = self.service.database.certificate(pinned.as_ref());
+        certificate.map(|certificate| certificate.json).ok_or_else(|| QueryError::refused("SHOW of the snapshot"))
+    }
+
+    fn show(&mut self, name: Option<&str>) -> Result<RecordBatch, QueryError> {
         let schema = show_schema(name);
         let columns: Vec<Vec<String>> = match name {
+            Some(name) if name == SNAPSHOT => vec![vec![self.certificate()?]],
             Some(name) => vec![vec![self.settings.show(name)?.1]],
             None => {
                 let all = self.settings.all();

@@ -41,6 +41,15 @@ enum Listing {
     Broken,
 }
 
+/// What is called at a chosen write.
+struct Hook(usize, Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Hook({})", self.0)
+    }
+}
+
 /// Counts writes and fails the one that was chosen.
 #[derive(Debug)]
 pub struct FaultyStore {
@@ -48,6 +57,7 @@ pub struct FaultyStore {
     writes: AtomicUsize,
     reads: AtomicUsize,
     plan: Mutex<Option<(usize, Fault)>>,
+    hook: Mutex<Option<Hook>>,
     deaf: AtomicBool,
     listing: Mutex<Listing>,
 }
@@ -59,6 +69,7 @@ impl FaultyStore {
             writes: AtomicUsize::new(0),
             reads: AtomicUsize::new(0),
             plan: Mutex::new(None),
+            hook: Mutex::new(None),
             deaf: AtomicBool::new(false),
             listing: Mutex::new(Listing::True),
         })
@@ -71,6 +82,11 @@ impl FaultyStore {
     /// Lets `after` further writes pass and fails the next one.
     pub fn fail_write(&self, after: usize, fault: Fault) {
         *self.plan.lock() = Some((self.writes.load(Ordering::SeqCst) + after, fault));
+    }
+
+    /// Lets `after` further writes pass and calls `hook` just before the next one, which then happens.
+    pub fn at_write(&self, after: usize, hook: impl FnOnce() + Send + 'static) {
+        *self.hook.lock() = Some(Hook(self.writes.load(Ordering::SeqCst) + after, Box::new(hook)));
     }
 
     pub fn storage(self: &Arc<Self>) -> Storage {
@@ -105,6 +121,9 @@ impl FaultyStore {
 
     fn next_fault(&self) -> Option<Fault> {
         let write = self.writes.fetch_add(1, Ordering::SeqCst);
+        if let Some(Hook(_, call)) = self.hook.lock().take_if(|hook| hook.0 == write) {
+            call();
+        }
         let mut plan = self.plan.lock();
         match *plan {
             Some((at, Fault::Killed)) if write >= at => Some(Fault::Killed),

@@ -3,18 +3,32 @@
 //! Document n is `<dir>/<20 digits of n>.json` and holds its own SHA-256, so that a damaged one is an error
 //! that names it, never a guess. Which is the newest is found by number: a listing or a hint only tells where
 //! to begin looking, because listings may be stale.
+//!
+//! Old documents may be deleted, and the newest must be found by number all the same: so every [`WAYMARK`]th one
+//! stays for good, and all from the last of them before the oldest that is needed. Whoever walks by number and
+//! finds a gap goes on at the next waymark.
 
 use std::fmt;
 use std::marker::PhantomData;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
+use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{Created, Storage, StorageError, object_error, paths, sha256_hex};
+
+/// Documents whose number is a multiple of this are never deleted.
+pub const WAYMARK: u64 = 64;
+
+/// Those of `present` that may be deleted when `oldest` is the oldest that is needed.
+pub fn collectable(oldest: u64, present: impl IntoIterator<Item = u64>) -> Vec<u64> {
+    let floor = oldest / WAYMARK * WAYMARK;
+    present.into_iter().filter(|number| *number < floor && number % WAYMARK != 0).collect()
+}
 
 /// A directory of numbered documents of type `T`.
 pub struct ManifestLog<T> {
@@ -69,22 +83,55 @@ impl<T: Serialize + DeserializeOwned> ManifestLog<T> {
             (Err(_), Ok(listed)) => listed,
             (_, Err(error)) => return Err(error),
         };
-        let mut newest = match known {
-            Some(number) => {
-                let document = self
-                    .read(number)
-                    .await?
-                    .ok_or_else(|| damaged(&self.path(number), "it was there and is missing now".to_owned()))?;
-                Some((number, document))
-            }
-            None => None,
+        let begin = match known {
+            Some(number) if self.read(number).await?.is_some() => number,
+            // It may have been collected meanwhile; the waymarks lead to what came after it.
+            _ => 0,
         };
+        let number = self.newest_from(begin).await?;
+        if let Some(known) = known.filter(|known| *known > number) {
+            return Err(damaged(&self.path(known), "it was there and is missing now".to_owned()));
+        }
+        if number == 0 {
+            return Ok(None);
+        }
+        let document = self.read(number).await?;
+        document.map_or_else(
+            || Err(damaged(&self.path(number), "it was there and is missing now".to_owned())),
+            |document| Ok(Some((number, document))),
+        )
+    }
+
+    /// Number of the newest document at or after `number`, which exists or is 0.
+    pub async fn newest_from(&self, number: u64) -> Result<u64, StorageError> {
+        let mut newest = number;
         loop {
-            let next = newest.as_ref().map_or(1, |(number, _)| number + 1);
-            match self.read(next).await? {
-                Some(document) => newest = Some((next, document)),
-                None => return Ok(newest),
-            }
+            let waymark = (newest / WAYMARK + 1) * WAYMARK;
+            newest = if self.read(newest + 1).await?.is_some() {
+                newest + 1
+            } else if self.read(waymark).await?.is_some() {
+                waymark
+            } else {
+                return Ok(newest);
+            };
+        }
+    }
+
+    /// The numbers of all documents, as listed.
+    pub async fn numbers(&self) -> Result<Vec<u64>, StorageError> {
+        let listed = self.storage.store();
+        let found = listed
+            .list(Some(&self.dir))
+            .try_filter_map(|meta| async move { Ok(meta.location.filename().and_then(paths::numbered_json)) });
+        found.try_collect().await.map_err(|source| object_error("list", &self.dir, source))
+    }
+
+    /// Deletes document `number`; that it is gone already is no fault. See [`collectable`].
+    pub async fn delete(&self, number: u64) -> Result<(), StorageError> {
+        let path = self.path(number);
+        match self.storage.store().delete(&path).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(object_error("delete", &path, source)),
         }
     }
 
@@ -94,12 +141,7 @@ impl<T: Serialize + DeserializeOwned> ManifestLog<T> {
     }
 
     async fn listed(&self) -> Result<Option<u64>, StorageError> {
-        let listed = self.storage.store();
-        let found = listed.list(Some(&self.dir)).try_fold(None, |newest, meta| async move {
-            let number = meta.location.filename().and_then(paths::numbered_json);
-            Ok(newest.max(number))
-        });
-        found.await.map_err(|source| object_error("list", &self.dir, source))
+        Ok(self.numbers().await?.into_iter().max())
     }
 
     fn path(&self, number: u64) -> Path {
@@ -215,10 +257,45 @@ mod tests {
         let log = log(&storage);
         log.create(1, &document("a")).await.unwrap();
         log.create(2, &document("b")).await.unwrap();
-        use object_store::ObjectStoreExt;
         storage.store().delete(&log.path(2)).await.unwrap();
         let error = log.latest().await.unwrap_err().to_string();
         assert!(error.contains("00000000000000000002.json"), "{error}");
+    }
+
+    #[test]
+    fn waymarks_and_what_follows_the_last_of_them_stay() {
+        assert_eq!(collectable(63, 1..100), Vec::<u64>::new());
+        assert_eq!(collectable(64, 1..100), (1..64).collect::<Vec<_>>());
+        let freed = collectable(200, 1..300);
+        assert!(freed.iter().all(|number| *number < 192 && number % 64 != 0));
+        assert_eq!(freed.len(), 191 - 2);
+    }
+
+    #[tokio::test]
+    async fn the_newest_is_found_by_number_after_old_ones_were_deleted() {
+        let faulty = FaultyStore::in_memory();
+        let storage = faulty.storage();
+        let log = log(&storage);
+        let stale = Bytes::from_static(b"7");
+        for n in 1..=300 {
+            log.create(n, &document("x")).await.unwrap();
+            if n == 7 {
+                faulty.freeze_listing().await;
+            }
+        }
+        for number in collectable(277, 1..=300) {
+            log.delete(number).await.unwrap();
+        }
+        assert_eq!(log.read(7).await.unwrap(), None);
+        // Neither the hint nor the listing knows of anything that is still there.
+        storage.overwrite(&log.hint_path(), stale).await.unwrap();
+        assert_eq!(log.latest().await.unwrap().unwrap().0, 300);
+        for number in [0, 6, 64, 100, 255, 256, 299, 300] {
+            assert_eq!(log.newest_from(number).await.unwrap(), 300, "from {number}");
+        }
+        // A writer that slept since generation 6 gets the number, and learns that it is not the newest.
+        assert_eq!(log.create(7, &document("late")).await.unwrap(), Created::New);
+        assert_eq!(log.newest_from(7).await.unwrap(), 300);
     }
 
     #[tokio::test]

@@ -46,16 +46,23 @@ pub struct EncodedFile {
 /// How often a Bloom filter may say of a key that it could be there although it is not.
 const KEY_FILTER_ERRORS: f64 = 0.01;
 
-/// The settings of every file: zstd 1 (best size for its speed), statistics per page; dictionaries but for instants,
-/// offsets and the like, which hardly repeat: their differences are small and cheaper to write than to look up.
+/// The settings of every file: zstd 1 (best size for its speed).
+///
+/// Instants, offsets and the like hardly repeat: their differences are small and cheaper to write than a dictionary.
+/// They have statistics per page. Texts have none: rows are in order of arrival or of a hash, so that every page holds
+/// texts from the whole range, and nothing could be skipped by them.
 pub fn writer_properties(schema: &Schema) -> WriterProperties {
     common_properties(schema).build()
 }
 
-/// With a Bloom filter on the column `key`, by which readers skip the row groups that do not hold one.
+/// With a Bloom filter and statistics on the column `key`, by which readers skip the row groups and pages that do not hold
+/// one.
 fn keyed_properties(schema: &Schema, key: &str) -> WriterProperties {
     let column = ColumnPath::from(vec![key.to_owned()]);
-    common_properties(schema).set_column_bloom_filter_fpp(column, KEY_FILTER_ERRORS).build()
+    common_properties(schema)
+        .set_column_statistics_enabled(column.clone(), EnabledStatistics::Page)
+        .set_column_bloom_filter_fpp(column, KEY_FILTER_ERRORS)
+        .build()
 }
 
 fn common_properties(schema: &Schema) -> WriterPropertiesBuilder {
@@ -72,7 +79,13 @@ fn common_properties(schema: &Schema) -> WriterPropertiesBuilder {
             .set_column_dictionary_enabled(column.clone(), false)
             .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED)
     };
-    schema.fields().iter().filter(is_long).fold(builder, by_differences)
+    let builder = schema.fields().iter().filter(is_long).fold(builder, by_differences);
+    let is_text = |field: &&FieldRef| matches!(field.data_type(), DataType::Utf8 | DataType::Binary);
+    let without_statistics = |builder: WriterPropertiesBuilder, field: &FieldRef| {
+        let column = ColumnPath::from(vec![field.name().clone()]);
+        builder.set_column_statistics_enabled(column, EnabledStatistics::None)
+    };
+    schema.fields().iter().filter(is_text).fold(builder, without_statistics)
 }
 
 /// Encodes batches into one file in memory as they arrive. CPU only; does no I/O.

@@ -33,6 +33,21 @@ pub fn view_file(view: &str, generation: GenerationId, run: usize) -> Path {
     Path::from_iter(["views", view, &name])
 }
 
+/// The generation that a file of partial states was written for; None when it is not such a file.
+pub fn view_file_generation(path: &Path) -> Option<GenerationId> {
+    let parts: Vec<_> = path.parts().collect();
+    let [folder, _view, name] = parts.as_slice() else { return None };
+    let (digits, rest) = name.as_ref().split_at_checked(20)?;
+    let ours = folder.as_ref() == "views" && rest.starts_with('-') && rest.ends_with(".parquet");
+    let number = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten()?;
+    ours.then_some(GenerationId(number))
+}
+
+/// All files of all views.
+pub fn views() -> Path {
+    Path::from("views")
+}
+
 /// All files of a view.
 pub fn view(view: &str) -> Path {
     Path::from_iter(["views", view])
@@ -113,6 +128,7 @@ mod tests {
         assert_eq!(numbered_json("00000000000000000007.json"), Some(7));
         assert_eq!(numbered_json("00000000000000000007.checkpoint.parquet"), None);
         assert_eq!(numbered_json("7.json"), None);
+        assert_eq!(view_file_generation(&view_file("v", GenerationId(12), 1)), Some(GenerationId(12)));
         assert_ne!(view_file("v", GenerationId(1), 0), view_file("v", GenerationId(1), 0));
     }
 }

@@ -12,9 +12,10 @@ use crate::server::Ask;
 use crate::world::{CLICKS, PATIENCE, VIEWS, World, clicks, eventually, view_sql};
 
 /// `viewledger serve` as a process.
-struct Process {
+pub struct Process {
     child: Child,
     ask: Ask,
+    log: PathBuf,
 }
 
 impl Deref for Process {
@@ -50,8 +51,9 @@ fn refused(world: &World, name: &str) -> (i32, String) {
 }
 
 impl Process {
-    async fn start(world: &World) -> Self {
+    pub async fn start(world: &World) -> Self {
         let log = world.path(&format!("log-{}", uuid::Uuid::new_v4()));
+        let path = log.clone();
         let mut child =
             command(world, "serve").stderr(File::create(&log).unwrap()).stdout(Stdio::null()).spawn().unwrap();
         let mut at = None;
@@ -62,15 +64,25 @@ impl Process {
             at.map(drop).ok_or(text)
         })
         .await;
-        Self { child, ask: Ask { at: at.unwrap() } }
+        Self { child, ask: Ask { at: at.unwrap() }, log: path }
     }
 
-    fn signal(&self, signal: i32) {
+    pub fn log_path(&self) -> PathBuf {
+        self.log.clone()
+    }
+
+    /// What it has written to its log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub fn signal(&self, signal: i32) {
         // SAFETY: sends a signal to a child of this process that was not waited for yet.
         assert_eq!(unsafe { libc::kill(i32::try_from(self.child.id()).unwrap(), signal) }, 0);
     }
 
-    fn end(mut self) -> ExitStatus {
+    /// Waits until it has ended by itself.
+    pub fn end(mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {

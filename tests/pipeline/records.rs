@@ -142,6 +142,11 @@ async fn every_record_goes_where_it_belongs() {
     // Books and figures.
     let books = "SELECT sum(passed), sum(counted), sum(duplicate), sum(quarantined), sum(gaps), bool_and(balances) \
                  FROM system.conservation";
+    // Of two records with one key and another content, the second is shown beside the one that counts.
+    let conflicts = "SELECT id, page, who, ms, _partition, _offset, _counted_partition, _counted_offset \
+                     FROM raw.clicks_conflicts";
+    assert_eq!(server.rows(conflicts).await, ["2|z|-|1|1|5|1|1"]);
+
     let balance = format!("{}|{counted}|{duplicates}|{quarantined}|0|t", records.len());
     assert_eq!(server.one(books).await, balance);
     let lag = "SELECT sum(lag), bool_and(reading), count(reason) FROM system.partitions";

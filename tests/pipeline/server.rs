@@ -154,6 +154,12 @@ impl Ask {
 
     /// Status code and body.
     pub async fn get(&self, path: &str) -> Result<(u16, String), String> {
+        let (code, _, body) = self.get_whole(path).await?;
+        Ok((code, body))
+    }
+
+    /// Status code, head and body.
+    pub async fn get_whole(&self, path: &str) -> Result<(u16, String, String), String> {
         let attempt = async {
             let mut stream = tokio::net::TcpStream::connect(self.at.http).await?;
             let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -165,7 +171,7 @@ impl Ask {
         let answer = attempt.await.map_err(|error| error.to_string())?;
         let (head, body) = answer.split_once("\r\n\r\n").ok_or("no body")?;
         let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or("no status")?;
-        Ok((code, body.to_owned()))
+        Ok((code, head.to_lowercase(), body.to_owned()))
     }
 
     /// Waits until `path` answers with this code and a body that holds `text`.

@@ -43,7 +43,7 @@ fn decode(payloads: &[Option<&[u8]>]) -> Decoded {
         })),
     );
     let check = CompiledCheck { name: "small".into(), sql: "n < 10".into(), expr: Arc::new(expr) };
-    Decoder::new(stream, vec![check], 400).decode(batch(payloads), 9).unwrap()
+    Decoder::new(stream, vec![check], 400).decode(&mut batch(payloads), 9).unwrap()
 }
 
 fn column(batch: &RecordBatch, name: &str) -> Vec<String> {
@@ -123,6 +123,6 @@ fn a_record_that_breaks_a_rule_is_set_aside_with_the_reason() {
 fn a_batch_without_records_still_moves_positions() {
     let mut raw = batch(&[]);
     raw.positions.insert(PartitionId(1), Offset(8));
-    let decoded = Decoder::new(stream(), Vec::new(), 100).decode(raw, 0).unwrap();
+    let decoded = Decoder::new(stream(), Vec::new(), 100).decode(&mut raw, 0).unwrap();
     assert_eq!((decoded.records.num_rows(), decoded.positions[&PartitionId(1)]), (0, Offset(8)));
 }

@@ -15,6 +15,9 @@ use crate::serve::error::{QueryError, SqlState};
 /// The version that clients are told; they choose their catalog queries by it.
 pub const SERVER_VERSION: &str = concat!("16.6 (viewledger ", env!("CARGO_PKG_VERSION"), ")");
 
+/// Name of the setting that chooses an older generation.
+pub(super) const AS_OF: &str = "viewledger.as_of";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Cannot be set.
@@ -83,6 +86,7 @@ static KNOWN: &[Known] = &[
     known("transaction_isolation", "repeatable read", Kind::Text),
     known("transaction_read_only", "on", Kind::OneOf(&["on", "true", "1", "yes"])),
     known("transaction_timeout", "0", Kind::Timeout),
+    known(AS_OF, "", Kind::Text),
     known("work_mem", "4MB", Kind::Text),
 ];
 
@@ -207,6 +211,12 @@ impl Settings {
         let unquoted = |part: &str| part.trim().trim_matches('"').to_owned();
         let first = path.split(',').map(unquoted).find(|part| !part.is_empty() && part != "$user");
         first.unwrap_or_else(|| "public".to_owned())
+    }
+
+    /// The generation to read instead of the present, by number or instant.
+    pub fn as_of(&self) -> Option<String> {
+        let (_, at) = self.show(AS_OF).expect("it is a known setting");
+        (!at.is_empty()).then_some(at)
     }
 
     fn timeout(&self, name: &str) -> Option<Duration> {
