@@ -53,7 +53,7 @@ fn check(sql: &std::path::Path, data: &std::path::Path) -> Vec<String> {
         ("VIEWLEDGER_SQL_DIR".to_owned(), sql.display().to_string()),
         ("VIEWLEDGER_STORAGE_DATA_DIR".to_owned(), data.join("data").display().to_string()),
     ];
-    let config = Config::load(None, settings.into_iter()).unwrap();
+    let config = Config::load(None, settings).unwrap();
     let engine = app::planning_engine(&config).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let prefix = format!("{}/", sql.display());
