@@ -24,6 +24,7 @@ use crate::kafka::consumer::{self, Intake};
 use crate::kafka::status::IntakeStatus;
 use crate::merge::catalog::Names;
 use crate::merge::census::Census;
+use crate::merge::ordinary;
 use crate::merge::snapshot::{Snapshot, SnapshotCell, StreamSnapshot};
 use crate::metrics::Metrics;
 use crate::position::StreamFrontier;
@@ -82,7 +83,15 @@ pub async fn declare(config: &Config, engine: &Engine) -> Result<Declared, Vec<F
             Err(fault) => faults.push(fault),
         }
     }
-    let names = Arc::new(Names { streams: catalog.streams.clone(), views });
+    let mut names = Names { streams: catalog.streams.clone(), views, ordinary: BTreeMap::new() };
+    // Over a view that has a fault nothing can be planned.
+    if faults.is_empty() {
+        match ordinary::plan_all(engine, &catalog.ordinary, &names).await {
+            Ok(planned) => names.ordinary = planned,
+            Err(found) => faults.extend(found),
+        }
+    }
+    let names = Arc::new(names);
     if faults.is_empty() { Ok(Declared { names, checks, catalog }) } else { Err(faults) }
 }
 

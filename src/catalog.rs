@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use self::stream::Stream;
-use self::view::View;
+use self::view::{OrdinaryView, View};
 
 pub mod ddl;
 pub mod loader;
@@ -19,6 +19,8 @@ pub mod view;
 pub struct Catalog {
     pub streams: BTreeMap<String, Arc<Stream>>,
     pub views: BTreeMap<String, Arc<View>>,
+    /// None of them has the name of one in `views`: readers find both in one schema.
+    pub ordinary: BTreeMap<String, Arc<OrdinaryView>>,
 }
 
 /// Where in which file something is wrong, and what to do about it.

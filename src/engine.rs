@@ -26,13 +26,18 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use object_store::ObjectStore;
 use url::Url;
 
+mod billable;
+mod checked;
 mod combinator;
 mod date_trunc;
+mod exact;
 mod inner;
 mod interval;
 pub mod planner;
+mod quantile;
 mod split;
 pub mod state;
+mod ties;
 
 /// Name of the catalog that every session has; Postgres clients see it as the database.
 pub const CATALOG: &str = "viewledger";
@@ -74,7 +79,11 @@ impl Engine {
         let functions = builder.scalar_functions().get_or_insert_default();
         functions.push(date_trunc::date_trunc());
         functions.extend(viewledger_udfs::scalar_functions());
-        builder.aggregate_functions().get_or_insert_default().extend(viewledger_udfs::aggregate_functions());
+        let aggregates = builder.aggregate_functions().get_or_insert_default();
+        aggregates.extend(exact::functions());
+        aggregates.extend(quantile::functions());
+        aggregates.extend(viewledger_udfs::aggregate_functions());
+        builder.expr_planners().get_or_insert_default().insert(0, Arc::new(checked::CheckedArithmetic::new()));
         Ok(Arc::new(Self { template: builder.build() }))
     }
 

@@ -137,6 +137,19 @@ fn each_variety_is_rejected_for_the_rule_it_breaks() {
     assert_eq!(seen.len(), 8, "{seen:?}");
 }
 
+/// Planned as the server plans them, ordinary ones over the others.
+#[tokio::test]
+async fn every_view_is_declared_without_a_fault() {
+    let settings = [("VIEWLEDGER_SQL_DIR".to_owned(), sql().display().to_string())];
+    let config = viewledger::config::Config::load(None, settings).unwrap();
+    let planning = EngineConfig { threads: 1, memory_bytes_max: 64 << 20, spill_dir: None, batch_rows: 8_192 };
+    let declared = viewledger::app::declare(&config, &Engine::new(planning).unwrap()).await;
+    let declared = declared.unwrap_or_else(|faults| panic!("{faults:#?}"));
+    let ordinary: Vec<&String> = declared.names.ordinary.keys().collect();
+    assert_eq!(ordinary, ["country_share", "top_videos"]);
+    assert!(declared.catalog.ordinary.values().all(|view| view.comment.is_some()));
+}
+
 #[tokio::test]
 async fn every_view_can_be_kept_as_a_lambda_view() {
     let catalog = catalog();

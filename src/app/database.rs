@@ -112,7 +112,12 @@ impl Database for Merged {
 
     fn comment(&self, schema: &str, table: &str) -> Option<String> {
         match schema {
-            "public" | "batch" | "speed" => self.declared.catalog.views.get(table)?.comment.clone(),
+            "public" | "batch" | "speed" => {
+                let catalog = &self.declared.catalog;
+                let ordinary = || catalog.ordinary.get(table).filter(|_| schema == "public");
+                let kept = catalog.views.get(table).map(|view| &view.comment);
+                kept.or_else(|| ordinary().map(|view| &view.comment))?.clone()
+            }
             "raw" | "quarantine" => self.declared.names.streams.get(table)?.comment.clone(),
             "system" => system::TABLES.iter().find(|(name, _)| *name == table).map(|(_, text)| (*text).to_owned()),
             _ => None,

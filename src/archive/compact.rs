@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, SchemaRef};
+use bytes::Bytes;
 use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, SortExpr, cast, ident};
 use futures::TryStreamExt;
@@ -116,7 +117,7 @@ impl Workbench<'_> {
         let (schema, before) = self.read(&files).await?;
         let encoded = self.sorted(&schema, &files).await?;
         let mut after = Content::default();
-        add_content(&mut after, encoded.bytes.clone(), "the new file")?;
+        self.add_content(&mut after, encoded.bytes.clone(), "the new file")?;
         if before != after {
             let (before, after) = (format!("{before:?}"), format!("{after:?}"));
             return Err(CompactError::Differs { before, after });
@@ -145,11 +146,8 @@ impl Workbench<'_> {
         let mut content = Content::default();
         let mut schema: Option<SchemaRef> = None;
         for file in files {
-            if self.shutdown.is_triggered() {
-                return Err(CompactError::Cancelled);
-            }
             let bytes = read_verified(self.storage, &file.path, &file.sha256).await?;
-            let found = add_content(&mut content, bytes, file.path.as_ref())?;
+            let found = self.add_content(&mut content, bytes, file.path.as_ref())?;
             if *schema.get_or_insert_with(|| Arc::clone(&found)) != found {
                 return Err(CompactError::Columns { path: file.path.to_string() });
             }
@@ -172,24 +170,29 @@ impl Workbench<'_> {
             None => ParquetSink::new(schema)?,
         };
         while let Some(batch) = batches.try_next().await? {
-            if self.shutdown.is_triggered() {
-                return Err(CompactError::Cancelled);
-            }
+            self.go_on()?;
             sink.append(&batch)?;
         }
         Ok(sink.finish()?)
     }
-}
 
-fn add_content(content: &mut Content, file: bytes::Bytes, path: &str) -> Result<SchemaRef, CompactError> {
-    let unreadable = |source| CompactError::Decode { path: path.to_owned(), source };
-    let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(unreadable)?;
-    let schema = Arc::clone(reader.schema());
-    for batch in reader.build().map_err(unreadable)? {
-        let added = batch.and_then(|batch| content.add(&batch));
-        added.map_err(|source| CompactError::Compare { path: path.to_owned(), source })?;
+    /// Adds the records of a whole file, and says which columns it has.
+    fn add_content(&self, content: &mut Content, file: Bytes, path: &str) -> Result<SchemaRef, CompactError> {
+        let unreadable = |source| CompactError::Decode { path: path.to_owned(), source };
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file).map_err(unreadable)?;
+        let schema = Arc::clone(reader.schema());
+        for batch in reader.build().map_err(unreadable)? {
+            self.go_on()?;
+            let added = batch.and_then(|batch| content.add(&batch));
+            added.map_err(|source| CompactError::Compare { path: path.to_owned(), source })?;
+        }
+        Ok(schema)
     }
-    Ok(schema)
+
+    /// Asked for every batch: the process does not end before this does.
+    fn go_on(&self) -> Result<(), CompactError> {
+        if self.shutdown.is_triggered() { Err(CompactError::Cancelled) } else { Ok(()) }
+    }
 }
 
 /// The name of the stream's key, when the files have it.

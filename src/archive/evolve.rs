@@ -252,7 +252,7 @@ mod tests {
         let text = format!("CREATE STREAM s (\n{columns}\n) WITH (topic = 't')");
         match ddl::parse("s.sql", &text).unwrap().remove(0) {
             Definition::Stream(stream) => stream,
-            Definition::View(view) => panic!("{view:?}"),
+            other => panic!("{other:?}"),
         }
     }
 

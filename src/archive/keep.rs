@@ -198,6 +198,7 @@ mod tests {
 
     fn snapshot(files: Vec<Arc<ArchiveFile>>, retired: Vec<RetiredFile>) -> ArchiveSnapshot {
         ArchiveSnapshot {
+            table: "t".to_owned(),
             epoch: Epoch(5),
             version: 9,
             frontier: StreamFrontier::default(),

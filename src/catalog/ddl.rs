@@ -1,10 +1,10 @@
-//! Reads `CREATE STREAM` and `CREATE MATERIALIZED VIEW`.
+//! Reads `CREATE STREAM`, `CREATE MATERIALIZED VIEW` and `CREATE VIEW`.
 //!
 //! `CREATE STREAM` takes what `CREATE TABLE` takes: columns with types, NOT NULL, CHECK, PRIMARY KEY, and
 //! `WITH (topic = '...', format = 'json', event_time = 'column')`.
 
 use datafusion::sql::sqlparser::ast::{
-    ArrayElemTypeDef, ColumnDef, ColumnOption, CreateTable, CreateTableOptions, DataType as SqlType,
+    ArrayElemTypeDef, ColumnDef, ColumnOption, CreateTable, CreateTableOptions, CreateView, DataType as SqlType,
     ExactNumberInfo, Expr, Ident, ObjectName, Spanned, SqlOption, Statement, StructField, TableConstraint,
     TimezoneInfo, Value,
 };
@@ -16,13 +16,27 @@ use datafusion::sql::sqlparser::tokenizer::{Location, Token};
 use super::Fault;
 use super::schedule::RefreshEvery;
 use super::stream::{Check, Column, ColumnType, Stream};
-use super::view::{REFRESH_EVERY_DEFAULT, View};
+use super::view::{OrdinaryView, REFRESH_EVERY_DEFAULT, View};
 
 /// One statement of a file in `sql/`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Definition {
     Stream(Stream),
     View(View),
+    Ordinary(OrdinaryView),
+}
+
+impl Definition {
+    /// Where the statement begins.
+    pub fn line(&self) -> u64 {
+        match self {
+            Self::Stream(stream) => {
+                stream.declared_at.rsplit_once(':').and_then(|(_, line)| line.parse().ok()).unwrap_or(1)
+            }
+            Self::View(view) => view.line,
+            Self::Ordinary(view) => view.line,
+        }
+    }
 }
 
 /// Reads all statements of `text`; `file` is for messages.
@@ -48,21 +62,11 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Definition>, Fault> {
             Definition::Stream(stream(table, comment, file, start)?)
         } else {
             match parser.parse_statement().map_err(|error| parser_fault(file, start, error))? {
-                Statement::CreateView(view) if view.materialized => {
-                    let options = options(file, start, &view.options)?;
-                    Definition::View(View {
-                        name: single_name(&view.name).map_err(|reason| at(start, reason))?,
-                        refresh_every: refresh_every(file, options)?,
-                        query: view.query,
-                        comment,
-                        file: file.to_owned(),
-                        line: start.line,
-                    })
-                }
+                Statement::CreateView(declared) => view(declared, comment, file, start)?,
                 _ => {
                     return Err(at(
                         start,
-                        "only CREATE STREAM and CREATE MATERIALIZED VIEW are understood here".into(),
+                        "only CREATE STREAM, CREATE MATERIALIZED VIEW and CREATE VIEW are understood here".into(),
                     ));
                 }
             }
@@ -147,16 +151,43 @@ fn options(file: &str, start: Location, options: &CreateTableOptions) -> Result<
         .collect()
 }
 
-fn refresh_every(file: &str, options: Options) -> Result<RefreshEvery, Fault> {
-    let mut every = REFRESH_EVERY_DEFAULT;
-    for (key, text) in options {
-        let at = key.span.start;
-        if normalize(&key) != "refresh_every" {
-            return Err(fault(file, at, format!("unknown option {key}; a view takes refresh_every")));
-        }
-        every = RefreshEvery::parse(&text).map_err(|reason| fault(file, at, reason))?;
+fn view(declared: CreateView, comment: Option<String>, file: &str, start: Location) -> Result<Definition, Fault> {
+    let refused = |reason: &str| Err(fault(file, start, reason.to_owned()));
+    let name = single_name(&declared.name).map_err(|reason| fault(file, start, reason))?;
+    if !declared.columns.is_empty() {
+        return refused("write the names of a view's columns in its SELECT: SELECT expression AS name");
     }
-    Ok(every)
+    if declared.temporary || declared.if_not_exists || declared.to.is_some() || declared.or_alter {
+        return refused("write CREATE VIEW or CREATE MATERIALIZED VIEW, without TEMPORARY, IF NOT EXISTS or TO");
+    }
+    let options = options(file, start, &declared.options)?;
+    let (query, file, line) = (declared.query, file.to_owned(), start.line);
+    if !declared.materialized {
+        return match options.first() {
+            None => Ok(Definition::Ordinary(OrdinaryView { name, query, comment, file, line })),
+            Some((key, _)) => {
+                let reason = format!("an ordinary view takes no option {key}: it is computed whenever it is read");
+                Err(fault(&file, key.span.start, reason))
+            }
+        };
+    }
+    let mut view = View { name, refresh_every: REFRESH_EVERY_DEFAULT, billable: false, query, comment, file, line };
+    for (key, text) in options {
+        let wrong = |reason: String| fault(&view.file, key.span.start, reason);
+        match normalize(&key).as_str() {
+            "refresh_every" => {
+                view.refresh_every = RefreshEvery::parse(&text).map_err(wrong)?;
+            }
+            "billable" => {
+                view.billable =
+                    text.parse().map_err(|_| wrong(format!("billable is 'true' or 'false', not {text:?}")))?;
+            }
+            _ => {
+                return Err(wrong(format!("unknown option {key}; a view takes refresh_every and billable")));
+            }
+        }
+    }
+    Ok(Definition::View(view))
 }
 
 fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Location) -> Result<Stream, Fault> {

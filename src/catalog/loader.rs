@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::ddl::{self, Definition};
+use super::view::{OrdinaryView, View};
 use super::{Catalog, Fault};
 
 /// Reads every file and returns the catalog, or all faults found in all files.
@@ -44,24 +45,36 @@ fn sql_files(folder: &Path) -> Result<Vec<PathBuf>, Fault> {
 fn load_file(path: &Path, catalog: &mut Catalog) -> Result<(), Fault> {
     let text = std::fs::read_to_string(path).map_err(|error| whole_file(path, format!("cannot read: {error}")))?;
     for definition in ddl::parse(&path.display().to_string(), &text)? {
-        let (name, place, taken) = match &definition {
-            Definition::Stream(stream) => {
-                let same_topic = catalog.streams.values().any(|other| other.topic == stream.topic);
-                let taken = catalog.streams.contains_key(&stream.name) || same_topic;
-                (stream.name.clone(), stream.declared_at.clone(), taken)
-            }
-            Definition::View(view) => {
-                let taken = catalog.views.contains_key(&view.name);
-                (view.name.clone(), format!("{}:{}", view.file, view.line), taken)
-            }
-        };
-        if taken {
-            return Err(whole_file(path, format!("{name} at {place} is declared twice, or its topic is")));
+        if let Some(reason) = taken(&definition, catalog) {
+            let line = definition.line();
+            return Err(Fault { file: path.display().to_string(), line, column: 1, reason });
         }
         match definition {
-            Definition::Stream(stream) => drop(catalog.streams.insert(name, Arc::new(stream))),
-            Definition::View(view) => drop(catalog.views.insert(name, Arc::new(view))),
+            Definition::Stream(stream) => drop(catalog.streams.insert(stream.name.clone(), Arc::new(stream))),
+            Definition::View(view) => drop(catalog.views.insert(view.name.clone(), Arc::new(view))),
+            Definition::Ordinary(view) => drop(catalog.ordinary.insert(view.name.clone(), Arc::new(view))),
         }
     }
     Ok(())
+}
+
+/// Why a definition cannot stand beside those that were read before.
+fn taken(definition: &Definition, catalog: &Catalog) -> Option<String> {
+    match definition {
+        Definition::Stream(stream) => {
+            if let Some(other) = catalog.streams.get(&stream.name) {
+                return Some(format!("stream {} is declared already, at {}", stream.name, other.declared_at));
+            }
+            let other = catalog.streams.values().find(|other| other.topic == stream.topic)?;
+            Some(format!(
+                "stream {} reads topic {:?}, which stream {} at {} reads already",
+                stream.name, stream.topic, other.name, other.declared_at
+            ))
+        }
+        Definition::View(View { name, .. }) | Definition::Ordinary(OrdinaryView { name, .. }) => {
+            let kept = catalog.views.get(name).map(|view| (&view.file, view.line));
+            let (file, line) = kept.or(catalog.ordinary.get(name).map(|view| (&view.file, view.line)))?;
+            Some(format!("view {name} is declared already, at {file}:{line}"))
+        }
+    }
 }

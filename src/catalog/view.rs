@@ -1,4 +1,4 @@
-//! A lambda view: one SELECT over one stream, kept as partial states in batch and delta and merged when read.
+//! Views: those that are kept, as partial states in batch and delta, and those that are only a name for a query.
 
 use std::time::Duration;
 
@@ -6,11 +6,25 @@ use datafusion::sql::sqlparser::ast::Query;
 
 use super::schedule::RefreshEvery;
 
+/// A lambda view: one SELECT over one stream, kept as partial states in batch and delta and merged when read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct View {
     pub name: String,
     pub query: Box<Query>,
     pub refresh_every: RefreshEvery,
+    /// Whether money is paid by it, so that all its numbers must be exact.
+    pub billable: bool,
+    /// What a row is, from the comment above the statement.
+    pub comment: Option<String>,
+    pub file: String,
+    pub line: u64,
+}
+
+/// An ordinary view: a query over other views, streams and system tables, computed whenever it is read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OrdinaryView {
+    pub name: String,
+    pub query: Box<Query>,
     /// What a row is, from the comment above the statement.
     pub comment: Option<String>,
     pub file: String,

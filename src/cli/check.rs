@@ -43,7 +43,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     });
     match declared {
         Ok(declared) => {
-            let (streams, views) = (declared.catalog.streams.len(), declared.catalog.views.len());
+            let catalog = &declared.catalog;
+            let (streams, views) = (catalog.streams.len(), catalog.views.len() + catalog.ordinary.len());
             println!("{}: {streams} streams and {views} views are in order", config.sql.dir.display());
             if args.data { runtime.block_on(inspect(&config, &declared)) } else { Ok(ExitCode::SUCCESS) }
         }

@@ -77,6 +77,8 @@ impl Inner {
         })?;
         let layout = match state_fields.as_slice() {
             [only] if only.data_type() == return_field.data_type() => Layout::Plain,
+            // As of `sum`, which is kept in a wider type than it is given in.
+            [only] if only.data_type().is_numeric() && return_field.data_type().is_numeric() => Layout::Plain,
             _ => Layout::Struct,
         };
         let inner = Self {

@@ -5,7 +5,9 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use datafusion::catalog::{CatalogProvider, MemTable, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider};
+use datafusion::catalog::{
+    CatalogProvider, MemTable, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider,
+};
 use datafusion::common::{DFSchema, DataFusionError, Result, SchemaError};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
@@ -53,22 +55,40 @@ impl Planner {
     /// # Errors
     /// When its query cannot be planned, or not be computed in parts.
     pub async fn view(&self, view: &View) -> Result<LambdaView, Fault> {
-        let place = |error: &DataFusionError| match error.diagnostic().and_then(|d| d.span) {
-            Some(span) => (span.start.line, span.start.column),
-            None => unknown_name(&view.query, error).unwrap_or((view.line, 1)),
-        };
-        let fault = |(line, column), reason: String| Fault { file: view.file.clone(), line, column, reason };
-        let query = ast::Statement::Query(view.query.clone());
+        let declared = Declared { file: &view.file, line: view.line, query: &view.query };
         let plan = self
             .session
             .state()
-            .statement_to_plan(Statement::Statement(Box::new(query)))
+            .statement_to_plan(declared.statement())
             .await
-            .map_err(|error| fault(place(&error), reason(&error)))?;
-        LambdaView::split(&view.name, plan).map_err(|error| match &error {
-            ViewError::Plan { source, .. } => fault(place(source), reason(source)),
-            _ => fault((view.line, 1), error.to_string()),
-        })
+            .map_err(|error| declared.fault(&error))?;
+        let refused = |error: ViewError| match &error {
+            ViewError::Plan { source, .. } => declared.fault(source),
+            _ => declared.fault_at_start(error.to_string()),
+        };
+        let split = LambdaView::split(&view.name, plan).map_err(refused)?;
+        if view.billable {
+            split.refuse_unless_exact().map_err(refused)?;
+        }
+        self.rehearse(&split).await.map_err(|error| match error {
+            ViewError::Plan { source, .. } => declared.fault(&source),
+            other => declared.fault_at_start(other.to_string()),
+        })?;
+        Ok(split)
+    }
+
+    /// Plans all that a view is computed with, on nothing: what the optimiser stumbles over is a fault of the
+    /// definition, and not of every record that comes.
+    async fn rehearse(&self, view: &LambdaView) -> Result<(), ViewError> {
+        let failed = |source| ViewError::plan(view.name(), source);
+        let records = self.session.table_provider(view.stream().clone()).await.map_err(failed)?;
+        let states = MemTable::try_new(view.state_schema(), vec![vec![]]).map_err(failed)?;
+        let states: Arc<dyn TableProvider> = Arc::new(states);
+        let plans = [view.state_plan(records)?, view.combine_plan(Arc::clone(&states))?, view.merge_plan(states)?];
+        for plan in plans {
+            self.session.state().create_physical_plan(&plan).await.map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// The checks of `stream`, ready to run on its records.
@@ -100,6 +120,34 @@ impl Planner {
             Ok(other) => Err(fault(format!("must be true or false, but is {other}"))),
             Err(error) => Err(fault(reason(&error))),
         }
+    }
+}
+
+/// The query of a view, and where it was declared.
+#[derive(Debug, Clone, Copy)]
+pub struct Declared<'a> {
+    pub file: &'a str,
+    /// Where the statement begins.
+    pub line: u64,
+    pub query: &'a ast::Query,
+}
+
+impl Declared<'_> {
+    pub fn statement(&self) -> Statement {
+        Statement::Statement(Box::new(ast::Statement::Query(Box::new(self.query.clone()))))
+    }
+
+    /// What the planner says of the query, at the place it speaks of.
+    pub fn fault(&self, error: &DataFusionError) -> Fault {
+        let (line, column) = match error.diagnostic().and_then(|d| d.span) {
+            Some(span) => (span.start.line, span.start.column),
+            None => unknown_name(self.query, error).unwrap_or((self.line, 1)),
+        };
+        Fault { file: self.file.to_owned(), line, column, reason: reason(error) }
+    }
+
+    pub fn fault_at_start(&self, reason: String) -> Fault {
+        Fault { file: self.file.to_owned(), line: self.line, column: 1, reason }
     }
 }
 

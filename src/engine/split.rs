@@ -23,7 +23,16 @@ use crate::engine::state::ViewError;
 const STREAM_SCHEMA: &str = "raw";
 
 /// What these give follows the order of rows, which no cut keeps; with ORDER BY it follows the data alone.
-const ORDER_DEPENDENT: [&str; 5] = ["array_agg", "first_value", "last_value", "nth_value", "string_agg"];
+const ORDER_DEPENDENT: [&str; 5] = ["array_agg", "array_agg_limit", "first_value", "last_value", "string_agg"];
+
+/// These keep a value of every record, and none of them has to.
+const UNBOUNDED: [&str; 2] = ["array_agg", "string_agg"];
+
+/// These merge, but not to one answer; and what does.
+const CUT_DEPENDENT: [(&str, &str); 2] = [
+    ("approx_percentile_cont_with_weight", "approx_percentile_cont or percentile_cont"),
+    ("nth_value", "(array_agg_limit(x, n ORDER BY ...))[n]"),
+];
 
 /// A query that may be cut, and where.
 #[derive(Debug)]
@@ -45,7 +54,7 @@ impl Cut {
         let stream = find_stream(view, query)?;
         refuse_unless_row_by_row(view, &aggregate.input)?;
         for expr in &aggregate.aggr_expr {
-            refuse_order_dependent(view, call(view, expr)?)?;
+            refuse_function(view, call(view, expr)?)?;
         }
         let names = stored_names(aggregate, &aliases);
         Ok(Self { stream, aggregate: aggregate.clone(), names })
@@ -202,7 +211,12 @@ fn unqualified(expr: &Expr) -> String {
     bare.expect("the closure has no error").data.schema_name().to_string()
 }
 
-fn is_stream(table: &TableReference) -> bool {
+/// True when a function gives another answer for another order of the same rows.
+pub(super) fn follows_order(function: &str) -> bool {
+    ORDER_DEPENDENT.contains(&function)
+}
+
+pub(super) fn is_stream(table: &TableReference) -> bool {
     table.schema() == Some(STREAM_SCHEMA)
 }
 
@@ -261,7 +275,9 @@ fn refuse_unless_row_by_row(view: &str, input: &LogicalPlan) -> Result<(), ViewE
                 side
             }
             LogicalPlan::Aggregate(_) => return Err(ViewError::NestedAggregate { view: view.to_owned() }),
-            LogicalPlan::TableScan(_) => return Err(ViewError::StreamInSubquery { view: view.to_owned() }),
+            LogicalPlan::TableScan(_) | LogicalPlan::Values(_) | LogicalPlan::EmptyRelation(_) => {
+                return Err(ViewError::StreamInSubquery { view: view.to_owned() });
+            }
             other => return Err(unsupported(view, other)),
         };
     }
@@ -299,14 +315,21 @@ fn refuse_unrepeatable(view: &str, query: &LogicalPlan) -> Result<(), ViewError>
     }
 }
 
-fn refuse_order_dependent(view: &str, call: &AggregateFunction) -> Result<(), ViewError> {
-    let function = call.func.name();
-    let unordered = ORDER_DEPENDENT.contains(&function) && call.params.order_by.is_empty();
-    if unordered || function == "any_value" {
-        return Err(ViewError::OrderDependent { view: view.to_owned(), function: function.to_owned() });
+fn refuse_function(view: &str, call: &AggregateFunction) -> Result<(), ViewError> {
+    let view = view.to_owned();
+    let function = call.func.name().to_owned();
+    let name = function.as_str();
+    if UNBOUNDED.contains(&name) {
+        return Err(ViewError::Unbounded { view, function });
     }
-    if function == "grouping" {
-        return Err(ViewError::GroupingSets { view: view.to_owned() });
+    if let Some((_, instead)) = CUT_DEPENDENT.iter().find(|(dependent, _)| *dependent == name) {
+        return Err(ViewError::CutDependent { view, function, instead });
+    }
+    if name == "any_value" || follows_order(name) && call.params.order_by.is_empty() {
+        return Err(ViewError::OrderDependent { view, function });
+    }
+    if name == "grouping" {
+        return Err(ViewError::GroupingSets { view });
     }
     Ok(())
 }

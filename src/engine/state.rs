@@ -21,9 +21,11 @@ use datafusion::optimizer::analyzer::Analyzer;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::engine::billable;
 use crate::engine::combinator::{Combinator, Kind};
 use crate::engine::inner::Inner;
 use crate::engine::split::{Cut, call, finish, read_from};
+use crate::engine::ties::Carried;
 
 /// Raised when the columns or bytes of a state change meaning. Stored states of another version are rebuilt from
 /// the archive, never guessed at.
@@ -86,6 +88,18 @@ pub enum ViewError {
          {function}(... ORDER BY ...), or for any_value use min or first_value(... ORDER BY ...)"
     )]
     OrderDependent { view: String, function: String },
+    #[error(
+        "view {view} uses {function}, whose state grows with every record: write array_agg_limit(x, 100 ORDER BY ...), \
+         and for a text array_to_string of it"
+    )]
+    Unbounded { view: String, function: String },
+    #[error("view {view} uses {function}, whose answer follows the way its records are cut: write {instead}")]
+    CutDependent { view: String, function: String, instead: &'static str },
+    #[error(
+        "view {view} is billable, but its {what} is {why}: use exact numbers (integers, DECIMAL, count(DISTINCT ...)), \
+         or leave billable out"
+    )]
+    NotBillable { view: String, what: String, why: String },
     #[error("view {view} uses {function}, whose partial states cannot be merged: use another aggregate")]
     NotMergeable { view: String, function: String, source: DataFusionError },
     #[error("view {view} has {what}, which a materialized view cannot hold: write it in an ordinary view over it")]
@@ -119,6 +133,9 @@ pub struct LambdaView {
     stream: TableReference,
     query: LogicalPlan,
     aggregate: Aggregate,
+    /// What the aggregate reads, with all that its calls are ordered by.
+    input: LogicalPlan,
+    calls: Vec<AggregateFunction>,
     inners: Vec<Arc<Inner>>,
     state_schema: SchemaRef,
     final_schema: SchemaRef,
@@ -137,13 +154,18 @@ impl LambdaView {
             .execute_and_check(query, &ConfigOptions::default(), |_, _| {})
             .map_err(|source| ViewError::plan(name, source))?;
         let Cut { stream, aggregate, names } = Cut::find(name, &query)?;
-        let mut inners = Vec::with_capacity(aggregate.aggr_expr.len());
-        for expr in &aggregate.aggr_expr {
-            let call = call(name, expr)?;
-            let inner = Inner::try_new(call, aggregate.input.schema()).map_err(|source| {
+        let plan = |source| ViewError::plan(name, source);
+        let written = aggregate.aggr_expr.iter().map(|expr| call(name, expr)).collect::<Result<Vec<_>, _>>()?;
+        let carried = Carried::up(&aggregate.input, written.iter().copied()).map_err(plan)?;
+        let mut calls = Vec::with_capacity(written.len());
+        let mut inners = Vec::with_capacity(written.len());
+        for call in written {
+            let call = carried.ordered(call);
+            let inner = Inner::try_new(&call, carried.input.schema()).map_err(|source| {
                 ViewError::NotMergeable { view: name.to_owned(), function: call.func.name().to_owned(), source }
             })?;
             inners.push(Arc::new(inner));
+            calls.push(call);
         }
         let mut names = names.into_iter();
         let mut fields = Vec::with_capacity(aggregate.schema.fields().len());
@@ -157,6 +179,8 @@ impl LambdaView {
             final_schema: Arc::clone(query.schema().inner()),
             query,
             aggregate,
+            input: carried.input,
+            calls,
             inners,
             state_schema: Arc::new(Schema::new(fields)),
         })
@@ -193,11 +217,11 @@ impl LambdaView {
     /// # Errors
     /// When a column that the view reads is missing in `records` or cannot be cast to its type.
     pub fn state_plan(&self, records: Arc<dyn TableProvider>) -> Result<LogicalPlan, ViewError> {
-        let input = read_from(&self.name, &self.aggregate.input, records)?;
+        let input = read_from(&self.name, &self.input, records)?;
         let mut states = Vec::with_capacity(self.inners.len());
-        for (inner, expr) in self.inners.iter().zip(&self.aggregate.aggr_expr) {
+        for (inner, call) in self.inners.iter().zip(&self.calls) {
             let AggregateFunctionParams { args, filter, order_by, null_treatment, distinct: _ } =
-                call(&self.name, expr)?.params.clone();
+                call.params.clone();
             let state = Combinator::udaf(Kind::State, inner);
             let state = AggregateFunction::new_udf(state, args, false, filter, order_by, null_treatment);
             states.push(Expr::AggregateFunction(state));
@@ -249,6 +273,16 @@ impl LambdaView {
             data_type: inner.return_field().data_type().clone(),
         };
         fields.zip(&self.inners).map(value).collect()
+    }
+
+    /// Ok when every number of the view is exact: neither a float nor an approximation takes part in any of them.
+    ///
+    /// # Errors
+    /// [`ViewError::NotBillable`] with the column's name and why it is not.
+    pub fn refuse_unless_exact(&self) -> Result<(), ViewError> {
+        billable::inexact(&self.query).map_or(Ok(()), |found| {
+            Err(ViewError::NotBillable { view: self.name.clone(), what: found.what, why: found.why })
+        })
     }
 
     /// Hex SHA-256 of what the states depend on. States with another fingerprint are rebuilt, never read.

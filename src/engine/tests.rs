@@ -31,6 +31,8 @@ fn events_schema() -> SchemaRef {
         Field::new("b", DataType::Boolean, true),
         Field::new("at", DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true),
         Field::new("tags", DataType::List(tag), true),
+        Field::new("_partition", DataType::Int32, true),
+        Field::new("_offset", DataType::Int64, true),
     ]))
 }
 

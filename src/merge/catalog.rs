@@ -9,10 +9,11 @@ use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
 use datafusion::common::{DataFusionError, Result, plan_err};
 use datafusion::datasource::provider_as_source;
-use datafusion::logical_expr::{Expr, LogicalPlanBuilder, ident, lit};
+use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableType, ident, lit};
 
 use super::certificate::Certificate;
-use super::conflicts::{CONFLICTS, conflicts};
+use super::conflicts::{CONFLICTS, conflicts, with_counted};
+use super::ordinary::PlannedView;
 use super::provider::{PlanTable, UnionTable, in_memory};
 use super::snapshot::{Snapshot, StreamSnapshot};
 use super::system::{self, Surroundings};
@@ -31,6 +32,32 @@ pub struct Names {
     pub streams: BTreeMap<String, Arc<Stream>>,
     /// By view name.
     pub views: BTreeMap<String, ViewInput>,
+    /// By name of the ordinary view.
+    pub ordinary: BTreeMap<String, PlannedView>,
+}
+
+/// Every table that is declared, with its schema and its columns: what there is to plan with before there is a snapshot.
+pub async fn declared_tables(names: &Names) -> Result<Vec<(&'static str, String, SchemaRef)>> {
+    let mut tables = Vec::new();
+    for (name, ViewInput { view, .. }) in &names.views {
+        tables.extend(["public", "batch", "speed"].map(|schema| (schema, name.clone(), view.final_schema())));
+    }
+    for (name, stream) in &names.streams {
+        let records = with_origin(&stream.record_schema());
+        tables.push(("raw", name.clone(), Arc::clone(&records)));
+        if stream.key.is_some() {
+            tables.push(("raw", format!("{name}{CONFLICTS}"), with_counted(&records)));
+        }
+        tables.push(("raw", format!("{name}{DUPLICATES}"), records));
+        tables.push(("quarantine", name.clone(), with_origin(&quarantine_schema())));
+    }
+    let nothing = Snapshot { generation: Arc::new(Generation::empty()), streams: BTreeMap::new() };
+    for (name, _) in system::TABLES {
+        if let Some(table) = system::table(name, &nothing, None, names, &Surroundings::none())? {
+            tables.push(("system", (*name).to_owned(), table.schema()));
+        }
+    }
+    Ok(tables)
 }
 
 /// All schemas of one snapshot.
@@ -118,9 +145,8 @@ impl fmt::Debug for PinnedSchema {
 impl SchemaProvider for PinnedSchema {
     fn table_names(&self) -> Vec<String> {
         match self.kind {
-            SchemaKind::Merged | SchemaKind::Batch | SchemaKind::Speed => {
-                self.names.views.keys().cloned().collect()
-            }
+            SchemaKind::Merged => self.names.views.keys().chain(self.names.ordinary.keys()).cloned().collect(),
+            SchemaKind::Batch | SchemaKind::Speed => self.names.views.keys().cloned().collect(),
             SchemaKind::Quarantine => self.names.streams.keys().cloned().collect(),
             SchemaKind::Raw => {
                 let endings = ["", DUPLICATES, CONFLICTS];
@@ -138,6 +164,15 @@ impl SchemaProvider for PinnedSchema {
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
+        if let Some(view) = self.ordinary(name) {
+            let catalog = PinnedCatalog {
+                snapshot: Arc::clone(&self.snapshot),
+                as_of: self.as_of.clone(),
+                names: Arc::clone(&self.names),
+                around: Arc::clone(&self.around),
+            };
+            return view.over(&catalog).await.map(Some);
+        }
         match self.kind {
             SchemaKind::Merged | SchemaKind::Batch | SchemaKind::Speed => {
                 self.names.views.get(name).map(|view| self.view(name, view)).transpose()
@@ -166,12 +201,25 @@ impl SchemaProvider for PinnedSchema {
         }
     }
 
+    /// Known without planning the table.
+    async fn table_type(&self, name: &str) -> Result<Option<TableType>> {
+        Ok(match self.ordinary(name) {
+            Some(_) => Some(TableType::View),
+            None => self.table_exist(name).then_some(TableType::Base),
+        })
+    }
+
     fn table_exist(&self, name: &str) -> bool {
         self.table_names().iter().any(|known| known == name)
     }
 }
 
 impl PinnedSchema {
+    /// The ordinary view of this name, where ordinary views are.
+    fn ordinary(&self, name: &str) -> Option<&PlannedView> {
+        self.names.ordinary.get(name).filter(|_| self.kind == SchemaKind::Merged)
+    }
+
     /// A view over the snapshot: the merge plan, into which DataFusion pushes the query's filters.
     fn view(&self, name: &str, ViewInput { view, stream }: &ViewInput) -> Result<Arc<dyn TableProvider>> {
         let schema = view.state_schema();

@@ -66,11 +66,18 @@ impl TableProvider for UnionTable {
 pub struct PlanTable {
     plan: LogicalPlan,
     schema: SchemaRef,
+    /// Of an ordinary view: its query.
+    definition: Option<String>,
 }
 
 impl PlanTable {
     pub fn new(plan: LogicalPlan) -> Self {
-        Self { schema: Arc::clone(plan.schema().inner()), plan }
+        Self { schema: Arc::clone(plan.schema().inner()), plan, definition: None }
+    }
+
+    /// An ordinary view, which shows as one.
+    pub fn ordinary(plan: LogicalPlan, definition: String) -> Self {
+        Self { definition: Some(definition), ..Self::new(plan) }
     }
 }
 
@@ -80,9 +87,13 @@ impl TableProvider for PlanTable {
         Arc::clone(&self.schema)
     }
 
-    /// Readers are not to care that it is computed: it shows as a table.
+    /// Readers are not to care that a merged view is computed: it shows as a table.
     fn table_type(&self) -> TableType {
-        TableType::Base
+        if self.definition.is_some() { TableType::View } else { TableType::Base }
+    }
+
+    fn get_table_definition(&self) -> Option<&str> {
+        self.definition.as_deref()
     }
 
     fn get_logical_plan(&self) -> Option<Cow<'_, LogicalPlan>> {

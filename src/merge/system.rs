@@ -24,7 +24,7 @@ use crate::batch::Generation;
 use crate::batch::shelf::Shelf;
 use crate::kafka::status::IntakeStatus;
 use crate::metrics::WorkOutcome;
-use crate::runtime::{Clock, Health, Micros};
+use crate::runtime::{Clock, Health, Micros, SystemClock};
 
 /// What system tables tell beside the snapshot.
 #[derive(Debug)]
@@ -39,6 +39,22 @@ pub struct Surroundings {
     pub refreshes: Arc<Refreshes>,
     /// What lies in the archive's folders beside its files.
     pub census: Arc<Census>,
+}
+
+impl Surroundings {
+    /// Of a process that has not begun: for the columns of the tables.
+    pub fn none() -> Self {
+        Self {
+            status: IntakeStatus::default(),
+            health: Health::default(),
+            clock: Arc::new(SystemClock),
+            settings: Vec::new(),
+            shelf: Arc::new(Shelf::new(1)),
+            history: Arc::new(History::new(1)),
+            refreshes: Arc::default(),
+            census: Arc::default(),
+        }
+    }
 }
 
 /// Names of the tables, and what a row is.

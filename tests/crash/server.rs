@@ -143,20 +143,27 @@ impl Life {
         let alive = self.check_alive();
         self.end();
         alive?;
+        match self.failure() {
+            None => Ok(()),
+            Some(_) => Err(self.death("had given up a part")),
+        }
+    }
+
+    /// The first panic or failure for good in its log, with the lines after it, where the message of a panic stands.
+    fn failure(&self) -> Option<String> {
         let log = std::fs::read_to_string(&self.log_path).unwrap_or_default();
         let signs = ["panicked at", "part failed for good"];
-        match log.lines().position(|line| signs.iter().any(|sign| line.contains(sign))) {
-            None => Ok(()),
-            // The message of a panic follows on the next lines.
-            Some(at) => Err(self.death(&log.lines().skip(at).take(4).collect::<Vec<_>>().join("; "))),
-        }
+        let at = log.lines().position(|line| signs.iter().any(|sign| line.contains(sign)))?;
+        Some(log.lines().skip(at).take(4).collect::<Vec<_>>().join("; "))
     }
 
     pub(crate) fn death(&self, what: &str) -> Death {
         let log = std::fs::read_to_string(&self.log_path).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         let tail = lines[lines.len().saturating_sub(20)..].join("\n  ");
-        Death(format!("{what}; {} ends with:\n  {tail}", self.log_path.display()))
+        // It may have gone on for long after that.
+        let failure = self.failure().map(|failure| format!(" ({failure})")).unwrap_or_default();
+        Death(format!("{what}{failure}; {} ends with:\n  {tail}", self.log_path.display()))
     }
 
     async fn is_ready(&self) -> bool {

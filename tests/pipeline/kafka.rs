@@ -97,8 +97,13 @@ impl Kafka {
 
     /// Writes records to [`TOPIC`] in this order; they are acknowledged when it returns.
     pub fn write(&self, records: impl IntoIterator<Item = ToWrite>) {
+        self.write_to(TOPIC, records);
+    }
+
+    /// As [`Kafka::write`], to any topic.
+    pub fn write_to(&self, topic: &str, records: impl IntoIterator<Item = ToWrite>) {
         let writer = self.writer(&[]);
-        records.into_iter().for_each(|(partition, value)| send(&writer, TOPIC, partition, value.as_deref()));
+        records.into_iter().for_each(|(partition, value)| send(&writer, topic, partition, value.as_deref()));
         writer.flush(PATIENCE).unwrap();
     }
 

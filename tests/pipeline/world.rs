@@ -84,6 +84,16 @@ impl World {
     }
 
     pub async fn without_topic() -> Self {
+        let world = Self::bare().await;
+        world.write_sql("streams/clicks.sql", CLICKS);
+        for (name, query) in VIEWS {
+            world.write_sql(&format!("views/{name}.sql"), &view_sql(name, query));
+        }
+        world
+    }
+
+    /// Without definitions.
+    pub async fn bare() -> Self {
         if std::env::var_os("RUST_LOG").is_some() {
             let filter = tracing_subscriber::EnvFilter::from_default_env();
             let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
@@ -104,10 +114,6 @@ impl World {
         ];
         let world = Self { kafka, settings: settings.into(), root };
         std::fs::create_dir_all(world.path("data")).unwrap();
-        world.write_sql("streams/clicks.sql", CLICKS);
-        for (name, query) in VIEWS {
-            world.write_sql(&format!("views/{name}.sql"), &view_sql(name, query));
-        }
         world
     }
 

@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 
+mod array_agg_limit;
+mod multiset_digest;
+
 /// Functions of one row.
 pub fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
     Vec::new()
@@ -14,5 +17,8 @@ pub fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
 /// Functions of many rows. What they keep between their two phases (`state`, `merge_batch`) is what a
 /// materialized view stores, so a change of it needs a new name or a rebuild.
 pub fn aggregate_functions() -> Vec<Arc<AggregateUDF>> {
-    Vec::new()
+    vec![
+        Arc::new(AggregateUDF::new_from_impl(array_agg_limit::ArrayAggLimit::new())),
+        Arc::new(AggregateUDF::new_from_impl(multiset_digest::MultisetDigest::new())),
+    ]
 }

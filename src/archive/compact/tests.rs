@@ -28,7 +28,7 @@ fn stream() -> Stream {
                 WITH (topic = 'clicks', format = 'json', event_time = 'at')";
     match ddl::parse("clicks.sql", text).unwrap().remove(0) {
         Definition::Stream(stream) => stream,
-        Definition::View(view) => panic!("{view:?}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -129,6 +129,7 @@ fn of_size(epoch: u64, bytes: u64) -> Arc<ArchiveFile> {
 
 fn snapshot(files: Vec<Arc<ArchiveFile>>) -> ArchiveSnapshot {
     ArchiveSnapshot {
+        table: "t".to_owned(),
         epoch: Epoch(1000),
         version: 1000,
         frontier: StreamFrontier::default(),

@@ -264,7 +264,7 @@ mod tests {
     fn it_holds_its_keys_and_no_others_before_and_after_it_is_opened_anew() {
         let dir = tempfile::tempdir().unwrap();
         for count in [0, 1, 255, 256, 257, 2000] {
-            let keys: Vec<u128> = (0..count).map(|n| (n + 1) * 0x1_0000_0001 << 60).collect();
+            let keys: Vec<u128> = (0..count).map(|n| ((n + 1) * 0x1_0000_0001) << 60).collect();
             let written = write(dir.path(), "k.keys", &keys);
             let opened = KeyRun::open(written.path().to_owned(), "t").unwrap();
             for run in [&written, &opened] {

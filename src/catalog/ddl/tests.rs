@@ -37,10 +37,22 @@ fn a_view() {
     let sql = "CREATE MATERIALIZED VIEW v WITH (refresh_every = '1 hour') AS SELECT page, count(*) FROM raw.clicks GROUP BY page";
     let Definition::View(view) = parse("v.sql", sql).unwrap().remove(0) else { panic!("not a view") };
     let hour = RefreshEvery::Interval(std::time::Duration::from_secs(3600));
-    assert_eq!((view.name.as_str(), view.refresh_every), ("v", hour));
+    assert_eq!((view.name.as_str(), view.refresh_every, view.billable), ("v", hour, false));
     let nightly = sql.replace("1 hour", "30 2 * * *");
     let Definition::View(view) = parse("v.sql", &nightly).unwrap().remove(0) else { panic!("not a view") };
     assert!(matches!(view.refresh_every, RefreshEvery::Cron(_)));
+    let sql = sql.replace("'1 hour'", "'5s', billable = 'true'");
+    let Definition::View(view) = parse("v.sql", &sql).unwrap().remove(0) else { panic!("not a view") };
+    let often = RefreshEvery::Interval(std::time::Duration::from_secs(5));
+    assert_eq!((view.refresh_every, view.billable), (often, true));
+}
+
+#[test]
+fn an_ordinary_view() {
+    let sql = "-- One row is one page.\nCREATE OR REPLACE VIEW Tops AS SELECT * FROM pages ORDER BY total LIMIT 3;";
+    let Definition::Ordinary(view) = parse("v.sql", sql).unwrap().remove(0) else { panic!("not ordinary") };
+    assert_eq!((view.name.as_str(), view.line), ("tops", 2));
+    assert_eq!(view.comment.as_deref(), Some("One row is one page."));
 }
 
 #[test]
@@ -78,7 +90,25 @@ fn mistakes_are_placed() {
             "CREATE MATERIALIZED VIEW v WITH (refresh_every='* 25 * * *') AS SELECT 1",
             "f.sql:1:34: the hour of cron is 0 to 23",
         ),
-        ("DROP TABLE x", "f.sql:1:1: only CREATE STREAM and CREATE MATERIALIZED VIEW are understood here"),
+        (
+            "CREATE MATERIALIZED VIEW v WITH (billable='perhaps') AS SELECT 1",
+            "f.sql:1:34: billable is 'true' or 'false', not \"perhaps\"",
+        ),
+        (
+            "CREATE MATERIALIZED VIEW v WITH (often='1s') AS SELECT 1",
+            "f.sql:1:34: unknown option often; a view takes refresh_every and billable",
+        ),
+        (
+            "CREATE VIEW v WITH (refresh_every='1s') AS SELECT 1",
+            "f.sql:1:21: an ordinary view takes no option refresh_every",
+        ),
+        ("CREATE VIEW v (a) AS SELECT 1", "f.sql:1:1: write the names of a view's columns in its SELECT"),
+        ("CREATE TEMPORARY VIEW v AS SELECT 1", "f.sql:1:1: write CREATE VIEW or CREATE MATERIALIZED VIEW"),
+        ("CREATE VIEW raw.v AS SELECT 1", "f.sql:1:1: raw.v must be a name without a schema"),
+        (
+            "DROP TABLE x",
+            "f.sql:1:1: only CREATE STREAM, CREATE MATERIALIZED VIEW and CREATE VIEW are understood here",
+        ),
         ("CREATE STREAM s (a 'x", "f.sql:1:20: Unterminated string literal"),
     ];
     for (sql, expected) in cases {
