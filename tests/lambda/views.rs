@@ -49,8 +49,8 @@ const AGGREGATES: [&str; 32] = [
     "var_pop(ms)",
     "first_value(ms ORDER BY at, id)",
     "last_value(who ORDER BY at, id)",
-    "array_agg(ms ORDER BY id)",
-    "string_agg(page, ',' ORDER BY id)",
+    "array_agg_limit(ms, 5 ORDER BY id)",
+    "multiset_digest(id)",
     "sum(CASE WHEN ok THEN ms ELSE 0 END)",
     "max(CASE WHEN ms > 500 THEN page END)",
 ];
