@@ -134,9 +134,6 @@ enum Match {
 
 fn matching(value: &Value) -> Match {
     let function = value.function.as_str();
-    if function.starts_with("approx_percentile") || function == "approx_median" {
-        return Match::Never;
-    }
     let spread = ["var", "stddev", "covar", "corr", "regr"].iter().any(|start| function.starts_with(start));
     match value.data_type {
         DataType::Float16 | DataType::Float32 | DataType::Float64 if spread => Match::Within(1e-6),

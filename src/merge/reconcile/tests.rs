@@ -64,7 +64,7 @@ async fn the_same_records_cut_differently_are_equal_and_having_hides_nothing() {
     let pieces = [states(&engine, &view, 60..100).await, states(&engine, &view, 0..60).await];
     let found = compared(&engine, &view, &[whole], &pieces).await;
     assert_eq!((found.groups, found.differing, found.differences.len()), (23, 0, 0));
-    assert_eq!(found.not_compared, ["mid"]);
+    assert!(found.not_compared.is_empty(), "{:?}", found.not_compared);
 }
 
 #[tokio::test]
