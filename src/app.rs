@@ -314,6 +314,7 @@ impl Core {
                 table: snapshot.table.clone(),
                 keys_max: self.config.ingest.keys_in_memory_max,
                 health: self.health.clone(),
+                shutdown: self.shutdown.clone(),
             };
             let keys = restore::keys(&self.engine, stream, &snapshot, files).await?;
             let reads = |view: &&ViewInput| view.stream.name == *name;

@@ -28,7 +28,7 @@ use hashbrown::HashTable;
 use sha2::{Digest, Sha256};
 
 use crate::position::Epoch;
-use crate::runtime::{Health, spawn_thread};
+use crate::runtime::{Health, Shutdown, spawn_thread};
 use crate::storage::merging::runs_to_merge;
 
 mod run;
@@ -63,6 +63,7 @@ pub struct Files {
     /// Keys that stay in memory.
     pub keys_max: usize,
     pub health: Health,
+    pub shutdown: Shutdown,
 }
 
 /// Keys of some epochs that change no more.
@@ -215,7 +216,8 @@ impl KeyIndex {
                 self.begin(work);
             }
             let can_leave = self.frozen.front().is_some_and(|frozen| frozen.last <= committed);
-            if self.frozen.len() <= FROZEN_MAX || !can_leave {
+            let ending = self.files.as_ref().is_some_and(|files| files.shutdown.is_triggered());
+            if self.frozen.len() <= FROZEN_MAX || !can_leave || ending {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -226,7 +228,7 @@ impl KeyIndex {
     pub fn settle(&mut self, committed: Epoch) -> Result<(), KeyError> {
         loop {
             self.tend(committed)?;
-            if self.job.is_none() {
+            if self.job.is_none() || self.files.as_ref().is_some_and(|files| files.shutdown.is_triggered()) {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(5));

@@ -11,6 +11,16 @@ fn insert(index: &mut KeyIndex, column: impl Array + 'static) -> Vec<bool> {
     index.insert(&column, None).unwrap().iter().map(|v| v.unwrap()).collect()
 }
 
+fn files(dir: &Path, keys_max: usize) -> Files {
+    Files {
+        dir: dir.to_owned(),
+        table: "t".to_owned(),
+        keys_max,
+        health: Health::default(),
+        shutdown: Shutdown::default(),
+    }
+}
+
 #[test]
 fn the_first_of_equal_keys_is_new_within_and_across_batches() {
     let mut index = KeyIndex::default();
@@ -131,12 +141,7 @@ proptest! {
         steps in prop::collection::vec(step(), 1..40),
     ) {
         let dir = tempfile::tempdir().unwrap();
-        let files = Files {
-            dir: dir.path().join("keys"),
-            table: "t".to_owned(),
-            keys_max: 10,
-            health: Health::default(),
-        };
+        let files = files(&dir.path().join("keys"), 10);
         let index = KeyIndex::open(files.clone(), Epoch(0)).unwrap();
         let mut beside = Beside { files, index, archive: Vec::new(), sealed: Vec::new(), open: Vec::new() };
         steps.into_iter().for_each(|step| beside.take(step));
@@ -146,7 +151,7 @@ proptest! {
 #[test]
 fn files_of_epochs_that_were_not_committed_or_of_another_table_are_not_used() {
     let dir = tempfile::tempdir().unwrap();
-    let files = Files { dir: dir.path().to_owned(), table: "t".to_owned(), keys_max: 1, health: Health::default() };
+    let files = files(dir.path(), 1);
     let fill = || {
         let mut index = KeyIndex::open(files.clone(), Epoch(0)).unwrap();
         for epoch in 1..=3 {
@@ -166,4 +171,26 @@ fn files_of_epochs_that_were_not_committed_or_of_another_table_are_not_used() {
     let index = KeyIndex::open(Files { table: "u".to_owned(), ..files.clone() }, Epoch(3)).unwrap();
     assert_eq!((index.covered(), index.len()), (Epoch(0), 0));
     assert_eq!(std::fs::read_dir(&files.dir).unwrap().count(), 0);
+}
+
+#[test]
+fn what_cannot_be_written_stays_and_is_waited_for_until_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = files(&dir.path().join("keys"), 1);
+    let shutdown = files.shutdown.clone();
+    let mut index = KeyIndex::open(files.clone(), Epoch(0)).unwrap();
+    std::fs::remove_dir(&files.dir).unwrap();
+    for epoch in 1..=4 {
+        insert(&mut index, Int64Array::from(vec![epoch]));
+        index.sealed(Epoch(u64::try_from(epoch).unwrap()));
+    }
+    let ended = std::thread::spawn(move || {
+        index.tend(Epoch(4)).unwrap();
+        index
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!ended.is_finished(), "more tables wait for their file than may");
+    shutdown.trigger();
+    let mut index = ended.join().unwrap();
+    assert_eq!(insert(&mut index, Int64Array::from(vec![1, 4, 5])), [false, false, true], "nothing was forgotten");
 }
