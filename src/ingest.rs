@@ -42,13 +42,13 @@ use crate::runtime::{Clock, Shutdown};
 pub mod committer;
 mod settle;
 
+use committer::Work;
+use settle::{Settled, add_rejects, settle};
+
 /// An epoch with this share of `archive.commit_bytes_max` is sealed ...
 const MUCH: usize = 64;
 /// ... once nothing has come for this long.
 const QUIET: Duration = Duration::from_millis(100);
-
-use committer::Work;
-use settle::{Settled, add_rejects, settle};
 
 /// One stream on its way in.
 #[derive(Debug)]

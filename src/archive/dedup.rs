@@ -142,13 +142,6 @@ impl KeyIndex {
         self.len() == 0
     }
 
-    /// Bytes in memory.
-    pub fn memory(&self) -> usize {
-        let tables = self.frozen.iter().map(|frozen| &frozen.keys).chain([&self.recent]);
-        let tables: usize = tables.map(|keys| keys.capacity() * (size_of::<u128>() + 1)).sum();
-        tables + self.runs.iter().map(|run| run.memory()).sum::<usize>()
-    }
-
     /// Takes keys back whose record turned out not to count: a sound record with the same key still may. They were
     /// added since the newest epoch was sealed.
     pub fn remove(&mut self, column: &ArrayRef) -> Result<(), KeyError> {
@@ -216,8 +209,7 @@ impl KeyIndex {
                 self.begin(work);
             }
             let can_leave = self.frozen.front().is_some_and(|frozen| frozen.last <= committed);
-            let ending = self.files.as_ref().is_some_and(|files| files.shutdown.is_triggered());
-            if self.frozen.len() <= FROZEN_MAX || !can_leave || ending {
+            if self.frozen.len() <= FROZEN_MAX || !can_leave || self.is_ending() {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -228,11 +220,15 @@ impl KeyIndex {
     pub fn settle(&mut self, committed: Epoch) -> Result<(), KeyError> {
         loop {
             self.tend(committed)?;
-            if self.job.is_none() || self.files.as_ref().is_some_and(|files| files.shutdown.is_triggered()) {
+            if self.job.is_none() || self.is_ending() {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    fn is_ending(&self) -> bool {
+        self.files.as_ref().is_some_and(|files| files.shutdown.is_triggered())
     }
 
     fn due(&self, committed: Epoch) -> Option<Work> {

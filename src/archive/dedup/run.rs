@@ -135,12 +135,6 @@ impl KeyRun {
         &self.path
     }
 
-    /// Bytes in memory.
-    pub(super) fn memory(&self) -> usize {
-        let filters: usize = self.filters.iter().map(|filter| filter.num_blocks() * 32).sum();
-        filters + self.pages.len() * KEY_BYTES
-    }
-
     pub(super) fn contains(&self, key: u128) -> io::Result<bool> {
         let Some(page) = self.pages.partition_point(|first| *first <= key).checked_sub(1) else { return Ok(false) };
         let filter = self.filters.get(page * PAGE_KEYS / FILTER_KEYS);
