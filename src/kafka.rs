@@ -18,6 +18,7 @@ pub mod decode;
 mod instant;
 pub mod status;
 pub mod topics;
+mod watch;
 
 /// One stream to read, and where to go on.
 #[derive(Debug, Clone)]
