@@ -50,7 +50,7 @@ impl Certificate {
                 let stream = snapshot.streams.get(name)?;
                 let frontier = generation.frontier.0.get(name).cloned().unwrap_or_default();
                 let end = if as_of.is_some() { &frontier } else { stream.end.as_ref() };
-                let (lag, missing) = missing(end, known.get(name));
+                let (lag, missing) = missing(end, &stream.end, known.get(name));
                 let certificate = StreamCertificate {
                     end: end.next.clone(),
                     frontier: frontier.next,
@@ -93,15 +93,20 @@ pub fn json(value: &impl Serialize) -> String {
 
 type Lag = BTreeMap<PartitionId, Option<i64>>;
 
-/// Per partition the distance from `end`, and sentences on what is not counted.
-fn missing(end: &StreamFrontier, known: Option<&BTreeMap<PartitionId, PartitionStatus>>) -> (Lag, Vec<String>) {
+/// Per partition the distance from `end`, and sentences on what is not counted. A partition reaches as far as Kafka was
+/// last heard to, and at least to where it was `read`.
+fn missing(
+    end: &StreamFrontier,
+    read: &StreamFrontier,
+    known: Option<&BTreeMap<PartitionId, PartitionStatus>>,
+) -> (Lag, Vec<String>) {
     let Some(known) = known.filter(|known| !known.is_empty()) else {
         return (Lag::new(), vec!["its topic was not read yet".to_owned()]);
     };
     let mut lag = Lag::new();
     let mut sentences = Vec::new();
     for (id, status) in known {
-        let behind = status.end.map(|reaches| (reaches.0 - end.position(*id).0).max(0));
+        let behind = status.end.map(|heard| (heard.max(read.position(*id)).0 - end.position(*id).0).max(0));
         lag.insert(*id, behind);
         if let Some(reason) = &status.halted {
             sentences.push(format!("partition {id} is not read: {reason}"));
@@ -133,7 +138,7 @@ mod tests {
             (PartitionId(1), status(Some(9), Some("offset 7 is gone"))),
             (PartitionId(2), status(None, None)),
         ];
-        let (lag, sentences) = missing(&end, Some(&known.into()));
+        let (lag, sentences) = missing(&end, &end, Some(&known.into()));
         assert_eq!(lag.into_values().collect::<Vec<_>>(), [Some(0), Some(2), None]);
         let told = [
             "partition 1 is not read: offset 7 is gone",
@@ -142,9 +147,13 @@ mod tests {
         ];
         assert_eq!(sentences, told);
         let complete = BTreeMap::from([(PartitionId(0), status(Some(10), None))]);
-        assert!(missing(&end, Some(&complete)).1.is_empty());
+        assert!(missing(&end, &end, Some(&complete)).1.is_empty());
+        // Of an older generation, with more read since than the broker was last heard to hold.
+        let mut read = end.clone();
+        read.advance(PartitionId(0), Offset(13));
+        assert_eq!(missing(&end, &read, Some(&complete)).1, ["partition 0: 3 offsets are not counted"]);
         for unread in [None, Some(&BTreeMap::new())] {
-            assert_eq!(missing(&end, unread).1, ["its topic was not read yet"]);
+            assert_eq!(missing(&end, &end, unread).1, ["its topic was not read yet"]);
         }
     }
 }
