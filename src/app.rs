@@ -11,37 +11,39 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use anyhow::{Context, Result};
 
 use crate::archive::{Archive, ArchiveError, ArchiveSnapshot, dedup, evolve};
-use crate::batch::run::ViewInput;
 use crate::catalog::stream::CompiledCheck;
+use crate::catalog::version::{self, Histories};
 use crate::catalog::{Catalog, Fault, loader};
 use crate::config::Config;
 use crate::engine::planner::Planner;
 use crate::engine::{Engine, EngineConfig};
 use crate::ingest::committer::{Committer, Work};
+use crate::ingest::roster::Roster;
 use crate::ingest::{Dedup, Ingest, Limits, Shared, StreamIntake};
 use crate::kafka::Source;
 use crate::kafka::consumer::{self, Intake};
 use crate::kafka::status::IntakeStatus;
 use crate::merge::catalog::Names;
 use crate::merge::census::Census;
-use crate::merge::ordinary;
 use crate::merge::snapshot::{Snapshot, SnapshotCell, StreamSnapshot};
 use crate::metrics::Metrics;
 use crate::position::StreamFrontier;
-use crate::runtime::{Clock, Health, Shutdown, SystemClock, spawn_thread};
+use crate::runtime::{Clock, Health, Micros, Shutdown, SystemClock, spawn_thread};
 use crate::storage::Storage;
 use crate::storage::lock::ProcessLock;
 
 pub mod data;
 pub mod database;
+pub mod definitions;
 pub mod guards;
 pub mod listen;
 pub mod refresh;
 pub mod restore;
 pub mod upkeep;
 
+use definitions::Definitions;
 use guards::Guards;
-use refresh::{Cut, Means, Refresher, Schedule, Workers};
+use refresh::{Cut, Means, Refresher, Workers};
 use upkeep::Upkeep;
 
 /// Rows of one record batch inside a query.
@@ -52,6 +54,7 @@ const COMMITTER_QUEUE: usize = 16;
 /// What was declared in `sql/`, planned.
 #[derive(Debug)]
 pub struct Declared {
+    /// As if there had never been another version of a view.
     pub names: Arc<Names>,
     /// By stream name.
     pub checks: BTreeMap<String, Vec<CompiledCheck>>,
@@ -71,28 +74,31 @@ pub async fn declare(config: &Config, engine: &Engine) -> Result<Declared, Vec<F
             Err(fault) => faults.push(fault),
         }
     }
-    let mut views = BTreeMap::new();
-    for (name, view) in &catalog.views {
-        match planner.view(view).await {
-            Ok(view) => {
-                if let Some(stream) = catalog.streams.get(view.stream().table()) {
-                    let input = ViewInput { view: Arc::new(view), stream: Arc::clone(stream) };
-                    views.insert(name.clone(), input);
-                }
-            }
-            Err(fault) => faults.push(fault),
-        }
+    let versions = version::with_files(Histories::new(), &catalog.views, SystemClock.now());
+    match definitions::plan(engine, &catalog, versions).await {
+        Ok(names) if faults.is_empty() => Ok(Declared { names: Arc::new(names), checks, catalog }),
+        Ok(_) => Err(faults),
+        Err(found) => Err(faults.into_iter().chain(found).collect()),
     }
-    let mut names = Names { streams: catalog.streams.clone(), views, ordinary: BTreeMap::new() };
-    // Over a view that has a fault nothing can be planned.
-    if faults.is_empty() {
-        match ordinary::plan_all(engine, &catalog.ordinary, &names).await {
-            Ok(planned) => names.ordinary = planned,
-            Err(found) => faults.extend(found),
-        }
+}
+
+/// What there is to read when the newest generation knew `histories` of the views.
+async fn with_history(
+    engine: &Engine,
+    declared: &Declared,
+    histories: &Histories,
+    now: Micros,
+) -> Result<Arc<Names>> {
+    let versions = version::with_files(histories.clone(), &declared.catalog.views, now);
+    if versions == declared.names.versions {
+        return Ok(Arc::clone(&declared.names));
     }
-    let names = Arc::new(names);
-    if faults.is_empty() { Ok(Declared { names, checks, catalog }) } else { Err(faults) }
+    let planned = definitions::plan(engine, &declared.catalog, versions).await;
+    planned.map(Arc::new).map_err(|faults| anyhow::anyhow!("{}", lines(&faults)))
+}
+
+fn lines(faults: &[Fault]) -> String {
+    faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// What changed in the declaration of a stream, and must not: its archive was written under another one. Changes
@@ -141,9 +147,7 @@ impl Ground {
         for engine in [&engine, &batch_engine] {
             engine.register_store(storage.url(), storage.store());
         }
-        let declared = declare(config, &engine).await.map_err(|faults| {
-            anyhow::anyhow!("{}", faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-        })?;
+        let declared = declare(config, &engine).await.map_err(|faults| anyhow::anyhow!("{}", lines(&faults)))?;
         Ok(Self {
             storage,
             clock: Arc::new(SystemClock),
@@ -164,6 +168,8 @@ pub struct Core {
     pub declared: Arc<Declared>,
     pub cell: Arc<SnapshotCell>,
     pub refresher: Arc<Refresher>,
+    pub definitions: Arc<Definitions>,
+    roster: Arc<Roster>,
     /// What lies in the archive's folders beside its files.
     pub census: Arc<Census>,
     pub status: IntakeStatus,
@@ -192,11 +198,7 @@ impl Core {
         let Ground { storage, clock, engine, batch_engine, workers, declared, guards } = ground;
         let metrics = Arc::new(Metrics::new());
         let faults = evolution_faults(&storage, &declared).await.context("cannot read the archives")?;
-        anyhow::ensure!(
-            faults.is_empty(),
-            "{}",
-            faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-        );
+        anyhow::ensure!(faults.is_empty(), "{}", lines(&faults));
         let mut archives = BTreeMap::new();
         for (name, stream) in &declared.names.streams {
             let archive = Archive::open_stream(&storage, stream, Arc::clone(&clock)).await;
@@ -205,11 +207,12 @@ impl Core {
         let snapshots: BTreeMap<String, Arc<ArchiveSnapshot>> =
             archives.iter().map(|(name, archive)| (name.clone(), archive.snapshot())).collect();
         let health = Health::default();
+        let roster = Arc::new(Roster::default());
         let refresher = Refresher::new(Means {
             engine: batch_engine,
             workers,
             storage: storage.clone(),
-            names: Arc::clone(&declared.names),
+            roster: Arc::clone(&roster),
             clock: Arc::clone(&clock),
             metrics: Arc::clone(&metrics),
             health: health.clone(),
@@ -218,7 +221,9 @@ impl Core {
             reconciliations_max: config.refresh.reconciliations_keep,
             cut: if guards.cut { Cut::On } else { Cut::OffForTest },
         });
-        let generation = refresher.begin(&snapshots).await?;
+        let latest = refresher.latest().await?;
+        let names = with_history(&engine, &declared, &latest.versions, clock.now()).await?;
+        let (generation, mut names) = refresher.begin(latest, names, &snapshots).await?;
 
         let mut streams = BTreeMap::new();
         for (name, archive) in snapshots {
@@ -239,18 +244,31 @@ impl Core {
                 generation.id,
                 generation.epoch(&name)
             );
-            let delta = restore::delta(&engine, &declared.names, &name, &archive, generation.epoch(&name)).await?;
+            let (delta, readable) =
+                restore::delta(&engine, names, &name, &archive, generation.epoch(&name)).await?;
+            names = readable;
             let end = Arc::new(archive.frontier.clone());
             let ledger = Arc::new(archive.ledger.clone());
             streams.insert(name, StreamSnapshot { archive, delta: Arc::new(delta), end, ledger });
         }
-        let cell = Arc::new(SnapshotCell::new(Snapshot { generation, streams }));
+        roster.want(refresh::entries(&names, None));
+        let cell = Arc::new(SnapshotCell::new(Snapshot { generation, names, streams }));
+        let definitions = Definitions {
+            engine: Arc::clone(&engine),
+            catalog: declared.catalog.clone(),
+            cell: Arc::clone(&cell),
+            refresher: Arc::clone(&refresher),
+            clock: Arc::clone(&clock),
+            turn: tokio::sync::Mutex::default(),
+        };
         Ok(Self {
             config: Arc::new(config),
             engine,
             declared,
             cell,
             refresher,
+            definitions: Arc::new(definitions),
+            roster,
             census: Arc::default(),
             status: IntakeStatus::default(),
             metrics,
@@ -317,10 +335,8 @@ impl Core {
                 shutdown: self.shutdown.clone(),
             };
             let keys = restore::keys(&self.engine, stream, &snapshot, files).await?;
-            let reads = |view: &&ViewInput| view.stream.name == *name;
             streams.push(StreamIntake {
                 stream: Arc::clone(stream),
-                views: self.declared.names.views.values().filter(reads).cloned().collect(),
                 keys,
                 frontier: frontier.clone(),
                 ledger,
@@ -340,6 +356,7 @@ impl Core {
             clock: Arc::clone(&self.clock),
             metrics: Arc::clone(&self.metrics),
             shutdown: self.shutdown.clone(),
+            roster: Arc::clone(&self.roster),
             refresh_wanted: self.refresher.wanted(),
         };
         let dedup = if self.guards.dedup { Dedup::On } else { Dedup::OffForTest };
@@ -399,13 +416,5 @@ impl Running {
             // A panic has poisoned health already.
             drop(committer.join());
         }
-    }
-}
-
-impl Core {
-    /// When the views want to be refreshed.
-    fn schedule(&self) -> Schedule {
-        let views = self.declared.catalog.views.values().map(|view| view.refresh_every.clone()).collect();
-        Schedule { views, interval_max: self.config.refresh.interval_max }
     }
 }

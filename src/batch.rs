@@ -12,6 +12,7 @@ use datafusion::arrow::datatypes::SchemaRef;
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::version::Histories;
 use crate::position::{Epoch, Frontier, GenerationId};
 use crate::runtime::Micros;
 use crate::storage::blocks::BlockDigests;
@@ -35,7 +36,11 @@ pub struct Generation {
     pub frontier: Frontier,
     /// By stream, the newest archive epoch that the views hold.
     pub epochs: BTreeMap<String, Epoch>,
+    /// By instance, see [`crate::catalog::version`].
     pub views: BTreeMap<String, ViewStates>,
+    /// What the names of views stand for in it, and every definition there ever was; older manifests do not have them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub versions: Histories,
 }
 
 /// The batch half of one view.
@@ -69,6 +74,7 @@ impl Generation {
             frontier: Frontier::default(),
             epochs: BTreeMap::new(),
             views: BTreeMap::new(),
+            versions: Histories::new(),
         }
     }
 

@@ -12,6 +12,7 @@ pub mod ddl;
 pub mod loader;
 pub mod schedule;
 pub mod stream;
+pub mod version;
 pub mod view;
 
 /// Everything declared, by name.

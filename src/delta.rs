@@ -161,6 +161,14 @@ impl Delta {
         next
     }
 
+    /// Only the states of views that `keep` names.
+    #[must_use]
+    pub fn only(&self, keep: impl Fn(&str) -> bool) -> Self {
+        let mut next = self.clone();
+        next.runs.retain(|view, _| keep(view));
+        next
+    }
+
     /// Partial states of `view` over everything in the delta; several batches may hold the same group.
     pub fn states(&self, view: &str) -> Vec<RecordBatch> {
         self.runs.get(view).into_iter().flatten().map(|run| run.states.as_ref().clone()).collect()

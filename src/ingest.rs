@@ -29,7 +29,6 @@ use datafusion::arrow::record_batch::RecordBatch;
 use crate::archive::Kind;
 use crate::archive::dedup::KeyIndex;
 use crate::archive::ledger::{Ledger, LedgerRow};
-use crate::batch::run::ViewInput;
 use crate::catalog::stream::{PARTITION, PRODUCED_AT, Stream};
 use crate::delta::fold;
 use crate::engine::Engine;
@@ -40,9 +39,11 @@ use crate::position::{Epoch, Offset, PartitionId, StreamFrontier, TopicIdentity}
 use crate::runtime::{Clock, Shutdown};
 
 pub mod committer;
+pub mod roster;
 mod settle;
 
 use committer::Work;
+use roster::{Entry, Roster};
 use settle::{Settled, add_rejects, settle};
 
 /// An epoch with this share of `archive.commit_bytes_max` is sealed ...
@@ -54,7 +55,6 @@ const QUIET: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct StreamIntake {
     pub stream: Arc<Stream>,
-    pub views: Vec<ViewInput>,
     pub keys: KeyIndex,
     pub frontier: StreamFrontier,
     pub ledger: Ledger,
@@ -77,6 +77,7 @@ pub struct Shared {
     pub clock: Arc<dyn Clock>,
     pub metrics: Arc<Metrics>,
     pub shutdown: Shutdown,
+    pub roster: Arc<Roster>,
     /// Asks for a refresh, because the delta has outgrown its budget.
     pub refresh_wanted: Arc<tokio::sync::Notify>,
 }
@@ -100,11 +101,14 @@ pub struct Ingest {
     runtime: tokio::runtime::Runtime,
     /// When the last batch came.
     taken: Instant,
+    /// The change of the roster that was followed last.
+    serial: u64,
 }
 
 #[derive(Debug)]
 struct OpenStream {
     intake: StreamIntake,
+    views: Vec<Entry>,
     key: Option<usize>,
     /// Bytes of raw records in the open epoch, and when its first batch came.
     bytes: usize,
@@ -117,10 +121,12 @@ impl Ingest {
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         let streams = streams
             .into_iter()
-            .map(|intake| OpenStream { key: intake.stream.key, intake, bytes: 0, since: None })
+            .map(|intake| OpenStream { key: intake.stream.key, intake, views: Vec::new(), bytes: 0, since: None })
             .collect();
         let taken = shared.clock.instant();
-        Ok(Self { streams, limits, dedup, skewed: false, shared, runtime, taken })
+        let mut ingest = Self { streams, limits, dedup, skewed: false, shared, runtime, taken, serial: 0 };
+        ingest.follow_roster().map_err(std::io::Error::other)?;
+        Ok(ingest)
     }
 
     /// From now on the delta is wrong: it lacks a group of every micro-batch. Shows that reconciliation sees it.
@@ -143,11 +149,15 @@ impl Ingest {
             }
             _ => (batch.sound_records(), batch.records.slice(0, 0)),
         };
-        let StreamIntake { keys, views, .. } = &mut stream.intake;
-        let keys = stream.key.map(|key| (key, keys));
-        let settled = settle(&self.shared.engine, views, keys, events, duplicates);
+        let keys = stream.key.map(|key| (key, &mut stream.intake.keys));
+        let settled = settle(&self.shared.engine, &stream.views, keys, events, duplicates);
         let (settled, duplicates) = self.runtime.block_on(settled).map_err(|e| failed("delta", &e))?;
-        let Settled { events, mut states, failed: unfit } = settled;
+        let Settled { events, mut states, failed: unfit, given_up } = settled;
+        for (instance, reason) in &given_up {
+            tracing::error!(view = instance, reason, "a version on standby cannot take a record: it is given up");
+            self.shared.roster.give_up(instance, reason);
+        }
+        stream.views.retain(|entry| !given_up.contains_key(entry.input.view.name()));
         if self.skewed {
             states.iter_mut().for_each(|(_, rows)| *rows = rows.slice(0, rows.num_rows().saturating_sub(1)));
         }
@@ -171,10 +181,15 @@ impl Ingest {
         ];
         let produced = produced_at(&events);
         let (frontier, ledger) = (Arc::new(stream.intake.frontier.clone()), Arc::new(stream.intake.ledger.clone()));
-        self.shared.cell.update_stream(&name, |snapshot| {
-            snapshot.delta = Arc::new(snapshot.delta.fold(events, duplicates, rejects, states));
-            snapshot.end = frontier;
-            snapshot.ledger = ledger;
+        self.shared.cell.update(|snapshot| {
+            for instance in given_up.keys() {
+                snapshot.names = Arc::new(snapshot.names.without(instance));
+            }
+            if let Some(snapshot) = snapshot.streams.get_mut(&name) {
+                snapshot.delta = Arc::new(snapshot.delta.fold(events, duplicates, rejects, states));
+                snapshot.end = frontier;
+                snapshot.ledger = ledger;
+            }
         });
         self.measure(&name, outcome, &produced);
 
@@ -202,8 +217,29 @@ impl Ingest {
         }
     }
 
+    /// Computes the views that are wanted now. Where one is new, the open epoch ends before it.
+    fn follow_roster(&mut self) -> Result<(), SinkError> {
+        let Some((serial, wanted)) = self.shared.roster.newer(self.serial) else { return Ok(()) };
+        for stream in &mut self.streams {
+            let name = &stream.intake.stream.name;
+            let views: Vec<Entry> =
+                wanted.iter().filter(|entry| entry.input.stream.name == *name).cloned().collect();
+            let known =
+                |new: &Entry| stream.views.iter().any(|entry| entry.input.view.name() == new.input.view.name());
+            if !views.iter().all(known) {
+                stream.seal(&self.shared.cell)?;
+            }
+            let open = self.shared.cell.load().streams.get(&stream.intake.stream.name).map(|s| s.delta.open());
+            self.shared.roster.take(&stream.intake.stream.name, serial, open.unwrap_or_default());
+            stream.views = views;
+        }
+        self.serial = serial;
+        Ok(())
+    }
+
     /// Seals what is due, and waits while the delta is over its budget.
     fn tend(&mut self) -> Result<(), SinkError> {
+        self.follow_roster()?;
         let now = self.shared.clock.instant();
         let quiet = now.duration_since(self.taken) >= QUIET;
         for stream in &mut self.streams {
@@ -214,10 +250,8 @@ impl Ingest {
             }
         }
         self.tend_keys()?;
-        let bytes = || {
-            let snapshot = self.shared.cell.load();
-            snapshot.streams.values().map(|s| s.delta.bytes()).sum::<usize>()
-        };
+        let cell = Arc::clone(&self.shared.cell);
+        let bytes = || cell.load().streams.values().map(|s| s.delta.bytes()).sum::<usize>();
         let mut warned = false;
         while bytes() > self.limits.delta_bytes_max && !self.shared.shutdown.is_triggered() {
             if !warned {
@@ -231,6 +265,8 @@ impl Ingest {
                     stream.seal(&self.shared.cell)?;
                 }
             }
+            // A refresh may wait for it.
+            self.follow_roster()?;
             self.shared.refresh_wanted.notify_one();
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -257,7 +293,8 @@ impl Ingest {
             return Ok(());
         };
         for due in delta.due() {
-            let Some(input) = stream.intake.views.iter().find(|input| input.view.name() == due.view) else {
+            let Some(Entry { input, .. }) = stream.views.iter().find(|entry| entry.input.view.name() == due.view)
+            else {
                 continue;
             };
             let states = self

@@ -4,6 +4,7 @@ pub mod catalog;
 pub mod census;
 pub mod certificate;
 mod conflicts;
+pub mod diff;
 pub mod ordinary;
 pub mod provider;
 pub mod reconcile;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use datafusion::catalog::CatalogProvider;
+use datafusion::catalog::{CatalogProvider, TableFunctionImpl};
 use datafusion::prelude::SessionContext;
 use tokio::net::TcpListener;
 
@@ -48,6 +48,16 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
     /// [`RefreshScope::Full`], `view` (or every view) is computed from the whole archive. Returns its number as text.
     async fn refresh(&self, view: Option<&str>, scope: RefreshScope) -> Result<String, RefreshError>;
 
+    /// Carries out a statement on materialized views; what it did is in everything that is pinned afterwards.
+    async fn change_view(&self, _change: &ViewChange, _user: &str) -> Result<(), DefineError> {
+        Err(DefineError::Needed("views cannot be changed here".to_owned()))
+    }
+
+    /// Functions that give tables, over a catalog that was pinned here, by name.
+    fn table_functions(&self, _pinned: &dyn CatalogProvider) -> Vec<(String, Arc<dyn TableFunctionImpl>)> {
+        Vec::new()
+    }
+
     /// What the definition of a table says about it.
     fn comment(&self, schema: &str, table: &str) -> Option<String>;
 
@@ -62,6 +72,38 @@ pub enum RefreshScope {
     New,
     /// From nothing: the whole archive.
     Full,
+}
+
+/// A statement on materialized views.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ViewChange {
+    /// `CREATE [OR REPLACE] MATERIALIZED VIEW`: the statement as it was written.
+    Create { statement: String, replace: bool },
+    /// `ALTER MATERIALIZED VIEW view SET (version = n)`.
+    Promote { view: String, version: u32 },
+    /// `DROP MATERIALIZED VIEW view`, or `"view@n"`.
+    Drop { view: String },
+}
+
+/// Why definitions stay as they were.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DefineError {
+    #[error("{kind} \"{name}\" already exists")]
+    Exists { kind: &'static str, name: String },
+    #[error("materialized view \"{0}\" does not exist")]
+    Unknown(String),
+    #[error("materialized view \"{view}\" has no version {version}; there are {there_are}")]
+    UnknownVersion { view: String, version: u32, there_are: String },
+    /// The definition cannot be used; names the line and column in the statement.
+    #[error("{0}")]
+    Invalid(String),
+    /// Something else needs what would go.
+    #[error("{0}")]
+    Needed(String),
+    #[error("nothing was changed: {0}")]
+    Failed(String),
+    #[error("cancelled: nothing was changed")]
+    Cancelled,
 }
 
 /// The completeness certificate of a snapshot.

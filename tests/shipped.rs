@@ -157,7 +157,7 @@ async fn every_view_can_be_kept_as_a_lambda_view() {
     let planner = planner(&catalog);
     for (name, view) in &catalog.views {
         assert!(view.comment.is_some(), "{name} does not say what a row is");
-        planner.view(view).await.unwrap_or_else(|fault| panic!("{fault:?}"));
+        planner.view(&view.name, view).await.unwrap_or_else(|fault| panic!("{fault:?}"));
     }
     let video_views = &catalog.views["video_views"];
     assert_eq!(video_views.refresh_every, RefreshEvery::Interval(Duration::from_secs(3_600)));

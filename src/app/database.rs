@@ -5,9 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use datafusion::catalog::CatalogProvider;
+use datafusion::catalog::{CatalogProvider, TableFunctionImpl};
 use datafusion::prelude::SessionContext;
 
+use super::definitions::Definitions;
 use super::refresh::Refresher;
 use super::{Core, Declared};
 use crate::batch;
@@ -15,10 +16,13 @@ use crate::batch::shelf::AsOf;
 use crate::engine::Engine;
 use crate::kafka::status::IntakeStatus;
 use crate::merge::catalog::PinnedCatalog;
+use crate::merge::diff::ViewDiff;
 use crate::merge::snapshot::SnapshotCell;
 use crate::merge::system::{self, Surroundings};
 use crate::runtime::Health;
-use crate::serve::{Certificate, Database, Readiness, RefreshError, RefreshScope, ServeError};
+use crate::serve::{
+    Certificate, Database, DefineError, Readiness, RefreshError, RefreshScope, ServeError, ViewChange,
+};
 
 /// The process as a [`Database`].
 pub struct Merged {
@@ -26,6 +30,7 @@ pub struct Merged {
     declared: Arc<Declared>,
     cell: Arc<SnapshotCell>,
     refresher: Arc<Refresher>,
+    definitions: Arc<Definitions>,
     status: IntakeStatus,
     health: Health,
     around: Arc<Surroundings>,
@@ -54,6 +59,7 @@ impl Merged {
             declared: Arc::clone(&core.declared),
             cell: Arc::clone(&core.cell),
             refresher: Arc::clone(&core.refresher),
+            definitions: Arc::clone(&core.definitions),
             status: core.status.clone(),
             health: core.health.clone(),
             around: Arc::new(around),
@@ -61,7 +67,7 @@ impl Merged {
     }
 
     fn present(&self) -> PinnedCatalog {
-        PinnedCatalog::new(self.cell.load(), Arc::clone(&self.declared.names), Arc::clone(&self.around))
+        PinnedCatalog::new(self.cell.load(), Arc::clone(&self.around))
     }
 }
 
@@ -92,11 +98,13 @@ impl Database for Merged {
     }
 
     async fn refresh(&self, view: Option<&str>, scope: RefreshScope) -> Result<String, RefreshError> {
-        let views = &self.declared.names.views;
+        let names = Arc::clone(&self.cell.load().names);
         let named: Vec<String> = match view {
-            Some(view) if !views.contains_key(view) => return Err(RefreshError::UnknownView(view.to_owned())),
-            Some(view) => vec![view.to_owned()],
-            None => views.keys().cloned().collect(),
+            Some(view) => match names.view(view) {
+                None => return Err(RefreshError::UnknownView(view.to_owned())),
+                Some((instance, _)) => vec![instance.clone()],
+            },
+            None => names.views.keys().cloned().collect(),
         };
         let full = match scope {
             RefreshScope::New => Vec::new(),
@@ -110,13 +118,24 @@ impl Database for Merged {
         }
     }
 
+    async fn change_view(&self, change: &ViewChange, user: &str) -> Result<(), DefineError> {
+        self.definitions.change(change, user).await
+    }
+
+    fn table_functions(&self, pinned: &dyn CatalogProvider) -> Vec<(String, Arc<dyn TableFunctionImpl>)> {
+        let pinned: &dyn Any = pinned;
+        let Some(pinned) = pinned.downcast_ref::<PinnedCatalog>() else { return Vec::new() };
+        vec![(ViewDiff::NAME.to_owned(), Arc::new(ViewDiff::over(pinned)))]
+    }
+
     fn comment(&self, schema: &str, table: &str) -> Option<String> {
         match schema {
             "public" | "batch" | "speed" => {
                 let catalog = &self.declared.catalog;
                 let ordinary = || catalog.ordinary.get(table).filter(|_| schema == "public");
-                let kept = catalog.views.get(table).map(|view| &view.comment);
-                kept.or_else(|| ordinary().map(|view| &view.comment))?.clone()
+                let names = Arc::clone(&self.cell.load().names);
+                let kept = names.view(table).map(|(_, input)| input.declared.comment.clone());
+                kept.or_else(|| ordinary().map(|view| view.comment.clone()))?
             }
             "raw" | "quarantine" => self.declared.names.streams.get(table)?.comment.clone(),
             "system" => system::TABLES.iter().find(|(name, _)| *name == table).map(|(_, text)| (*text).to_owned()),

@@ -47,7 +47,10 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
     let service = QueryService::new(Arc::clone(&database), limits, queries.handle(), Arc::clone(&core.metrics))?;
 
     let running = core.start_intake().await?;
-    let schedule = Arc::clone(&core.refresher).keep_to(Arc::clone(&core.cell), core.schedule());
+    let schedule = {
+        let interval_max = core.config.refresh.interval_max;
+        Arc::clone(&core.refresher).keep_schedule(Arc::clone(&core.cell), interval_max)
+    };
     spawn("refresh schedule", &health, schedule);
     spawn("gauges", &health, gauges(&core));
     let (stop, poison) = (shutdown.clone(), health.clone());

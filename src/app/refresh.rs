@@ -1,6 +1,6 @@
 //! Runs refreshes one at a time: on schedule, on demand, or because the delta outgrew its budget.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,12 @@ use crate::batch::Generation;
 use crate::batch::attempt::Attempt;
 use crate::batch::gc::Retired;
 use crate::batch::publish::Generations;
-use crate::batch::run::{Made, RefreshError, RefreshInput, Workshop};
+use crate::batch::run::{Made, RefreshError, RefreshInput, ViewInput, Workshop};
 use crate::batch::shelf::Shelf;
-use crate::catalog::schedule::{RefreshEvery, due};
+use crate::catalog::schedule::due;
 use crate::delta::Delta;
 use crate::engine::Engine;
+use crate::ingest::roster::{Entry, Roster};
 use crate::merge::catalog::Names;
 use crate::merge::reconcile::history::History;
 use crate::merge::refreshes::{Asked, Refreshes};
@@ -35,13 +36,8 @@ const NICENESS: i32 = 10;
 /// How long the schedule sleeps before it looks at the clock again.
 const NAP: Duration = Duration::from_secs(10);
 
-/// When views are refreshed.
-#[derive(Debug, Clone)]
-pub struct Schedule {
-    pub views: Vec<RefreshEvery>,
-    /// Longest time between two refreshes.
-    pub interval_max: Duration,
-}
+/// How often it is looked whether intake has followed.
+const GLANCE: Duration = Duration::from_millis(5);
 
 /// What a refresher works with.
 #[derive(Debug)]
@@ -49,7 +45,8 @@ pub struct Means {
     pub engine: Arc<Engine>,
     pub workers: Workers,
     pub storage: Storage,
-    pub names: Arc<Names>,
+    /// What intake computes.
+    pub roster: Arc<Roster>,
     pub clock: Arc<dyn Clock>,
     pub metrics: Arc<Metrics>,
     pub health: Health,
@@ -74,6 +71,8 @@ pub struct Refresher {
     /// Files of attempts of which it is not known whether they were published.
     undecided: parking_lot::Mutex<Vec<String>>,
     wanted: Arc<Notify>,
+    /// The views that there are have changed, and with them when they are due.
+    rescheduled: Notify,
 }
 
 /// A guard that a test may switch off, to see the suite go red without it.
@@ -147,6 +146,22 @@ impl Drop for StopWithCaller {
     }
 }
 
+/// What the next generation is to be.
+struct Order {
+    /// Views to compute from the whole archive.
+    full: Vec<String>,
+    /// What there is to read from then on; None leaves it as it is.
+    names: Option<Arc<Names>>,
+}
+
+/// What intake is to compute, so that all of `names` can be read, and soon those of `next`.
+pub(super) fn entries(names: &Names, next: Option<&Names>) -> Vec<Entry> {
+    let new =
+        next.into_iter().flat_map(|next| &next.views).filter(|(instance, _)| !names.views.contains_key(*instance));
+    let all = names.views.iter().chain(new);
+    all.map(|(instance, input)| Entry { input: input.clone(), required: names.is_current(instance) }).collect()
+}
+
 /// What the delta holds when the cut is drawn; it is compared with what the archive gives.
 type Leaving = BTreeMap<String, Delta>;
 
@@ -160,6 +175,7 @@ impl Refresher {
             running: Mutex::default(),
             undecided: parking_lot::Mutex::default(),
             wanted: Arc::default(),
+            rescheduled: Notify::new(),
             means,
         })
     }
@@ -200,44 +216,51 @@ impl Refresher {
         Arc::clone(&self.refreshes)
     }
 
-    /// The generation to start with: the newest, or a new one when a view is missing in it or was changed. Those
-    /// before it are put on the shelf, and what nobody needs is deleted.
+    /// The newest generation.
+    pub async fn latest(&self) -> Result<Arc<Generation>> {
+        self.generations.latest().await.map(Arc::new).context("cannot read the newest generation")
+    }
+
+    /// The generation to start with: `latest`, or a new one when it lacks a view of `names` or holds other states of it.
+    /// Those before it are put on the shelf, and what nobody needs is deleted. Returns what there is to read in it: a
+    /// version on standby that cannot be computed is left out.
     pub async fn begin(
         self: &Arc<Self>,
+        latest: Arc<Generation>,
+        names: Arc<Names>,
         archives: &BTreeMap<String, Arc<ArchiveSnapshot>>,
-    ) -> Result<Arc<Generation>> {
-        let latest = self.generations.latest().await.context("cannot read the newest generation")?;
-        let latest = Arc::new(latest);
+    ) -> Result<(Arc<Generation>, Arc<Names>)> {
         self.fill_shelf(&latest).await.context("cannot read the generations that are kept")?;
-        let first =
-            self.complete(Arc::clone(&latest), archives).await.context("cannot compute missing batch views")?;
+        let complete = self.complete(Arc::clone(&latest), names, archives).await;
+        let (first, names) = complete.context("cannot compute missing batch views")?;
         if first.id != latest.id {
             let mut retired = self.running.lock().await;
             self.shelve(&mut retired, &first);
         }
         self.sweep(&first).await;
-        Ok(first)
+        Ok((first, names))
     }
 
     async fn complete(
         self: &Arc<Self>,
         latest: Arc<Generation>,
+        names: Arc<Names>,
         archives: &BTreeMap<String, Arc<ArchiveSnapshot>>,
-    ) -> Result<Arc<Generation>> {
-        let stale = |name: &String| {
-            let fingerprint = self.means.names.views.get(name).map(|input| input.view.fingerprint());
-            latest.views.get(name).map(|view| &view.fingerprint) != fingerprint.as_ref()
+    ) -> Result<(Arc<Generation>, Arc<Names>)> {
+        let stale = |(instance, input): (&String, &ViewInput)| {
+            latest.views.get(instance).is_none_or(|states| states.fingerprint != input.view.fingerprint())
         };
         let begun = archives.values().any(|archive| archive.epoch.0 > 0);
-        if !begun || !self.means.names.views.keys().any(stale) {
-            return Ok(latest);
+        if !begun || !names.views.iter().any(stale) {
+            return Ok((latest, names));
         }
         tracing::info!("a view is new or changed: computing it from the archive");
         let attempt = Arc::new(Attempt::default());
         let _stop = StopWithCaller(Arc::clone(&attempt));
         let (me, archives) = (Arc::clone(self), archives.clone());
-        let made = self.carry_out(async move { me.publish(&latest, &archives, &[], &attempt).await }).await?;
-        Ok(Arc::new(made.generation))
+        let work = async move { me.publish(&latest, names, &BTreeSet::new(), &archives, &[], &attempt).await };
+        let (made, names) = self.carry_out(work).await?;
+        Ok((Arc::new(made.generation), names))
     }
 
     /// Makes the next generation up to the newest archive commits and publishes it to readers; `full` names views
@@ -251,10 +274,33 @@ impl Refresher {
         cell: &Arc<SnapshotCell>,
         full: Vec<String>,
     ) -> Result<GenerationId, RefreshError> {
+        self.advance(cell, Order { full, names: None }).await
+    }
+
+    /// As [`Refresher::refresh`], with `names` in the place of what there is to read: a version that is new in them is
+    /// computed from the whole archive, while those that were there go on answering. When nothing is new in them,
+    /// nothing is computed.
+    ///
+    /// `names` are made from those of the current snapshot; the caller sees to it that there is one caller at a time.
+    pub async fn rename(
+        self: &Arc<Self>,
+        cell: &Arc<SnapshotCell>,
+        names: Arc<Names>,
+    ) -> Result<GenerationId, RefreshError> {
+        let made = self.advance(cell, Order { full: Vec::new(), names: Some(names) }).await;
+        self.rescheduled.notify_one();
+        made
+    }
+
+    async fn advance(
+        self: &Arc<Self>,
+        cell: &Arc<SnapshotCell>,
+        order: Order,
+    ) -> Result<GenerationId, RefreshError> {
         let attempt = Arc::new(Attempt::default());
         let _stop = StopWithCaller(Arc::clone(&attempt));
         let (me, cell) = (Arc::clone(self), Arc::clone(cell));
-        let result = self.carry_out(async move { me.next_generation(&cell, full, &attempt).await }).await;
+        let result = self.carry_out(async move { me.next_generation(&cell, order, &attempt).await }).await;
         if let Err(error @ (RefreshError::Fenced(_) | RefreshError::Panicked)) = &result {
             self.means.health.poison("refresh", error);
         }
@@ -267,7 +313,7 @@ impl Refresher {
     async fn next_generation(
         self: &Arc<Self>,
         cell: &SnapshotCell,
-        full: Vec<String>,
+        order: Order,
         attempt: &Arc<Attempt>,
     ) -> Result<GenerationId, RefreshError> {
         let mut retired = self.running.lock().await;
@@ -275,8 +321,13 @@ impl Refresher {
             return Err(RefreshError::Cancelled);
         }
         let began = Instant::now();
-        let asked = Asked { at: self.means.clock.now(), full: full.clone() };
+        let asked = Asked { at: self.means.clock.now(), full: order.full.clone() };
         self.refreshes.begin(asked, attempt);
+        let before = Arc::clone(&cell.load().names);
+        let names = order.names.as_ref().map_or_else(|| Arc::clone(&before), Arc::clone);
+        let new: BTreeSet<String> =
+            names.views.keys().filter(|instance| !before.views.contains_key(*instance)).cloned().collect();
+        let enlisted = if new.is_empty() { Ok(()) } else { self.enlist(cell, &names, attempt).await };
         // From here on the delta keeps a boundary where the next generation will end.
         let (mut archives, mut leaving) = (BTreeMap::new(), Leaving::new());
         cell.update(|snapshot| {
@@ -287,16 +338,21 @@ impl Refresher {
             }
         });
         let current = Arc::clone(&cell.load().generation);
-        let result = self.publish(&current, &archives, &full, attempt).await;
+        let result = match enlisted {
+            Ok(()) if order.names.is_some() && new.is_empty() => self.publish_names(&current, names).await,
+            Ok(()) => self.publish(&current, names, &new, &archives, &order.full, attempt).await,
+            Err(error) => Err(error),
+        };
         let outcome = match &result {
             Ok(_) => WorkOutcome::Done,
             Err(RefreshError::Cancelled) => WorkOutcome::Cancelled,
             Err(_) => WorkOutcome::Failed,
         };
         self.means.metrics.refresh(outcome, began.elapsed());
-        let made = match result {
+        let (made, names) = match result {
             Ok(made) => made,
             Err(error) => {
+                self.means.roster.want(entries(&cell.load().names, None));
                 cell.update(|snapshot| {
                     for stream in snapshot.streams.values_mut() {
                         stream.delta = Arc::new(stream.delta.held(None));
@@ -315,15 +371,25 @@ impl Refresher {
         let next = Arc::new(made.generation.clone());
         let claimed = self.means.cut.applied(&next, &cell.load());
         cell.update(|snapshot| {
+            let mut next = Names::clone(&names);
+            // What intake gave up meanwhile is not whole, whether readers could see it already or not.
+            let seen = before.views.keys().filter(|instance| !snapshot.names.views.contains_key(*instance));
+            for instance in self.means.roster.given_up().keys().chain(seen) {
+                next = next.without(instance);
+            }
             snapshot.generation = Arc::clone(&claimed);
             for (name, stream) in &mut snapshot.streams {
-                stream.delta = Arc::new(stream.delta.cut(claimed.epoch(name)));
+                let delta = stream.delta.cut(claimed.epoch(name)).only(|view| next.views.contains_key(view));
+                stream.delta = Arc::new(delta);
             }
+            snapshot.names = Arc::new(next);
         });
+        let names = Arc::clone(&cell.load().names);
+        self.means.roster.want(entries(&names, None));
         self.means.metrics.generation.set(i64::try_from(next.id.0).unwrap_or(i64::MAX));
         tracing::info!(generation = next.id.0, took = ?began.elapsed(), "generation published");
         // Readers have it; only now its two computations are compared.
-        self.reconcile(&current, &made, &leaving).await;
+        self.reconcile(&current, &made, &leaving, &names, &new).await;
         self.shelve(&mut retired, &next);
         drop((current, leaving));
         let undecided = std::mem::take(&mut *self.undecided.lock());
@@ -332,10 +398,73 @@ impl Refresher {
         Ok(next.id)
     }
 
-    /// Makes the files of the next generation and publishes it. What a failed attempt wrote is deleted.
+    /// Has intake compute the new views of `names` too, beside those there are, and waits until the archive holds every
+    /// epoch for which it does not.
+    async fn enlist(&self, cell: &SnapshotCell, names: &Names, attempt: &Attempt) -> Result<(), RefreshError> {
+        let serial = self.means.roster.want(entries(&cell.load().names, Some(names)));
+        loop {
+            if attempt.is_cancelled() || self.means.shutdown.is_triggered() {
+                return Err(RefreshError::Cancelled);
+            }
+            if let Some(from) = self.means.roster.taken(serial) {
+                let snapshot = cell.load();
+                let archived = |stream: &String| snapshot.streams.get(stream).map(|stream| stream.archive.epoch);
+                if from.iter().all(|(stream, from)| archived(stream).is_none_or(|epoch| epoch.next() >= *from)) {
+                    return Ok(());
+                }
+            }
+            tokio::time::sleep(GLANCE).await;
+        }
+    }
+
+    /// Publishes `current` once more, with other names for what it holds.
+    async fn publish_names(
+        &self,
+        current: &Generation,
+        names: Arc<Names>,
+    ) -> Result<(Made, Arc<Names>), RefreshError> {
+        let mut generation = Generation {
+            id: current.id.next(),
+            created_at: self.means.clock.now(),
+            versions: names.versions.clone(),
+            ..current.clone()
+        };
+        generation.views.retain(|instance, _| names.views.contains_key(instance));
+        self.generations.publish(&generation).await?;
+        Ok((Made { generation, fresh: BTreeMap::new() }, names))
+    }
+
+    /// Makes the next generation with the views of `names` and publishes it; `new` ones must not be short of what came
+    /// meanwhile. A version on standby that was there before and cannot be computed any more is given up, so that it
+    /// stands in nobody's way. Returns what is left.
     async fn publish(
         &self,
         current: &Generation,
+        mut names: Arc<Names>,
+        new: &BTreeSet<String>,
+        archives: &BTreeMap<String, Arc<ArchiveSnapshot>>,
+        full: &[String],
+        attempt: &Attempt,
+    ) -> Result<(Made, Arc<Names>), RefreshError> {
+        loop {
+            match self.try_publish(current, &names, new, archives, full, attempt).await {
+                Ok(made) => return Ok((made, names)),
+                Err(RefreshError::Compute { view, source }) if !new.contains(&view) && !names.is_current(&view) => {
+                    let error = crate::runtime::chain(&source);
+                    tracing::error!(view, error, "a version on standby cannot be computed: it is given up");
+                    names = Arc::new(names.without(&view));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Makes the files of the next generation and publishes it. What a failed attempt wrote is deleted.
+    async fn try_publish(
+        &self,
+        current: &Generation,
+        names: &Names,
+        new: &BTreeSet<String>,
         archives: &BTreeMap<String, Arc<ArchiveSnapshot>>,
         full: &[String],
         attempt: &Attempt,
@@ -348,9 +477,11 @@ impl Refresher {
             shutdown: &self.means.shutdown,
             attempt,
         };
-        let input = RefreshInput { current, archives, views: &self.means.names.views, full };
+        let input = RefreshInput { current, archives, views: &names.views, versions: &names.versions, full };
+        let unfit = || self.means.roster.given_up().into_iter().find(|(instance, _)| new.contains(instance));
         let result = match workshop.make(input).await {
             Ok(_) if attempt.is_cancelled() => Err(RefreshError::Cancelled),
+            Ok(_) if let Some((view, reason)) = unfit() => Err(RefreshError::Unfit { view, reason }),
             Ok(made) => match self.generations.publish(&made.generation).await {
                 Ok(()) => return Ok(made),
                 Err(fenced @ RefreshError::Fenced(_)) => Err(fenced),
@@ -378,11 +509,15 @@ impl Refresher {
         }
     }
 
-    /// Refreshes when `schedule` says so, and whenever it is wanted, until shutdown.
-    pub async fn keep_to(self: Arc<Self>, cell: Arc<SnapshotCell>, schedule: Schedule) {
+    /// Refreshes when a view is due, `interval_max` after the last time and whenever it is wanted, until shutdown.
+    pub async fn keep_schedule(self: Arc<Self>, cell: Arc<SnapshotCell>, interval_max: Duration) {
         loop {
-            let due = due(schedule.views.iter(), self.means.clock.now(), schedule.interval_max);
+            let names = Arc::clone(&cell.load().names);
+            let views = names.views.values().map(|input| &input.declared.refresh_every);
+            let due = due(views, self.means.clock.now(), interval_max);
+            drop(names);
             tokio::select! {
+                () = self.rescheduled.notified() => continue,
                 () = self.sleep_until(due) => {}
                 () = self.wanted.notified() => {}
                 () = self.means.shutdown.wait() => return,

@@ -16,29 +16,42 @@ use crate::delta::Delta;
 use crate::engine::Engine;
 use crate::merge::catalog::Names;
 use crate::position::Epoch;
+use crate::runtime::chain;
 
 /// Threads for work that the start waits for: nothing else runs yet.
 const THREADS: usize = 2;
 
-/// The delta of one stream from the epochs after `base`, which the generation does not hold.
+/// The delta of one stream from the epochs after `base`, which the generation does not hold. Returns what there is to
+/// read in it: a version on standby that cannot be computed is left out.
 pub async fn delta(
     engine: &Engine,
-    names: &Names,
+    mut names: Arc<Names>,
     stream: &str,
     archive: &ArchiveSnapshot,
     base: Epoch,
-) -> Result<Delta> {
+) -> Result<(Delta, Arc<Names>)> {
     let mut states = BTreeMap::new();
     if archive.files_in(Kind::Event, base).next().is_some() {
-        for (name, input) in names.views.iter().filter(|(_, input)| input.stream.name == stream) {
+        let all = Arc::clone(&names);
+        for (name, input) in all.views.iter().filter(|(_, input)| input.stream.name == stream) {
             let records = archive.records(&input.stream, Kind::Event, base);
             let plan = input.view.state_plan(Arc::new(records))?;
-            let batches =
-                engine.collect(plan, THREADS).await.with_context(|| format!("cannot restore view {name}"))?;
-            states.insert(name.clone(), concat_batches(&input.view.state_schema(), &batches)?);
+            match engine.collect(plan, THREADS).await {
+                Ok(batches) => {
+                    drop(states.insert(name.clone(), concat_batches(&input.view.state_schema(), &batches)?))
+                }
+                Err(error) if all.is_current(name) => {
+                    return Err(error).with_context(|| format!("cannot restore view {name}"));
+                }
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::error!(view = name, error, "a version on standby cannot be computed: it is given up");
+                    names = Arc::new(names.without(name));
+                }
+            }
         }
     }
-    Ok(Delta::restored(base, archive.epoch, states))
+    Ok((Delta::restored(base, archive.epoch, states), names))
 }
 
 /// The keys of every record that counts: from the files of an earlier process, and for newer epochs, as many at once as

@@ -13,6 +13,8 @@ use super::plan::{Scope, ViewPlan, view_plan};
 use super::{Generation, RunFile, ViewStates};
 use crate::archive::{ArchiveSnapshot, Kind};
 use crate::catalog::stream::Stream;
+use crate::catalog::version::Histories;
+use crate::catalog::view::View;
 use crate::engine::Engine;
 use crate::engine::state::{LambdaView, ViewError};
 use crate::position::{Epoch, GenerationId};
@@ -21,11 +23,13 @@ use crate::storage::merging::runs_to_merge;
 use crate::storage::parquet::{ParquetSink, put_encoded};
 use crate::storage::{Storage, StorageError, paths};
 
-/// A view with the stream it reads.
+/// A version of a view with the stream it reads.
 #[derive(Debug, Clone)]
 pub struct ViewInput {
+    /// Its name is that of the instance.
     pub view: Arc<LambdaView>,
     pub stream: Arc<Stream>,
+    pub declared: Arc<View>,
 }
 
 /// Everything a refresh reads.
@@ -34,8 +38,9 @@ pub struct RefreshInput<'a> {
     pub current: &'a Generation,
     /// By stream name: where the next generation ends.
     pub archives: &'a BTreeMap<String, Arc<ArchiveSnapshot>>,
-    /// By view name.
+    /// By instance.
     pub views: &'a BTreeMap<String, ViewInput>,
+    pub versions: &'a Histories,
     /// Views to compute from the whole archive.
     pub full: &'a [String],
 }
@@ -54,6 +59,8 @@ pub enum RefreshError {
     Fenced(GenerationId),
     #[error("the refresh was cancelled; nothing was published and nothing is left of it")]
     Cancelled,
+    #[error("view {view} cannot take a record that came meanwhile: {reason}; nothing was published")]
+    Unfit { view: String, reason: String },
     #[error("the refresh panicked: an invariant does not hold; the log says which")]
     Panicked,
 }
@@ -93,6 +100,7 @@ impl Workshop<'_> {
             id: input.current.id.next(),
             created_at: self.clock.now(),
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
+            versions: input.versions.clone(),
             ..Generation::empty()
         };
         for (stream, archive) in input.archives {
@@ -100,7 +108,7 @@ impl Workshop<'_> {
             next.epochs.insert(stream.clone(), archive.epoch);
         }
         let mut plans = Vec::with_capacity(input.views.len());
-        for (name, ViewInput { view, stream }) in input.views {
+        for (name, ViewInput { view, stream, .. }) in input.views {
             let Some(archive) = input.archives.get(&stream.name) else { continue };
             let scope = if input.full.contains(name) { Scope::Full } else { Scope::New };
             let from = input.current.epoch(&stream.name);

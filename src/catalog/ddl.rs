@@ -16,6 +16,7 @@ use datafusion::sql::sqlparser::tokenizer::{Location, Token};
 use super::Fault;
 use super::schedule::RefreshEvery;
 use super::stream::{Check, Column, ColumnType, Stream};
+use super::version::VERSION_MARK;
 use super::view::{OrdinaryView, REFRESH_EVERY_DEFAULT, View};
 
 /// One statement of a file in `sql/`.
@@ -53,7 +54,8 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Definition>, Fault> {
             return Ok(definitions);
         }
         let start = first.span.start;
-        let comment = comment_above(text, start.line);
+        let above = comment_lines(text, start.line);
+        let comment = comment(&above);
         let definition = if is_create_stream(&parser) {
             let (_create, _stream) = (parser.next_token(), parser.next_token());
             let table = parser
@@ -71,11 +73,20 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Definition>, Fault> {
                 }
             }
         };
-        definitions.push(definition);
         let next = parser.peek_token();
         if next.token != Token::EOF && next.token != Token::SemiColon {
             return Err(at(next.span.start, format!("expected ; after the statement, found {}", next.token)));
         }
+        let mut definition = definition;
+        if let Definition::View(view) = &mut definition {
+            let end = match next.token {
+                Token::EOF => text.len(),
+                _ => byte_offset(text, next.span.start),
+            };
+            let written = text.get(byte_offset(text, start)..end).unwrap_or_default().trim_end();
+            view.statement = above.iter().copied().chain([written]).collect::<Vec<_>>().join("\n");
+        }
+        definitions.push(definition);
     }
 }
 
@@ -106,14 +117,28 @@ fn parser_fault(file: &str, start: Location, error: ParserError) -> Fault {
     }
 }
 
-/// The `--` lines directly above a statement say what a row is.
-fn comment_above(text: &str, line: u64) -> Option<String> {
-    let first = usize::try_from(line).ok()?.checked_sub(1)?;
+/// The `--` lines directly above a statement.
+fn comment_lines(text: &str, line: u64) -> Vec<&str> {
+    let first = usize::try_from(line).unwrap_or(usize::MAX).saturating_sub(1);
     let lines: Vec<&str> = text.lines().take(first).collect();
-    let above: Vec<&str> =
-        lines.iter().rev().map_while(|line| line.trim_start().strip_prefix("--")).map(str::trim).collect();
-    let comment = above.into_iter().rev().collect::<Vec<_>>().join(" ");
+    let count = lines.iter().rev().take_while(|line| line.trim_start().starts_with("--")).count();
+    lines.into_iter().rev().take(count).rev().collect()
+}
+
+/// They say what a row is.
+fn comment(lines: &[&str]) -> Option<String> {
+    let words = lines.iter().filter_map(|line| line.trim_start().strip_prefix("--")).map(str::trim);
+    let comment = words.collect::<Vec<_>>().join(" ");
     (!comment.trim().is_empty()).then(|| comment.trim().to_owned())
+}
+
+/// Where a place lies in the text; the tokenizer counts lines and characters from 1.
+fn byte_offset(text: &str, at: Location) -> usize {
+    let line = usize::try_from(at.line).unwrap_or(usize::MAX).saturating_sub(1);
+    let column = usize::try_from(at.column).unwrap_or(usize::MAX).saturating_sub(1);
+    let start: usize = text.split_inclusive('\n').take(line).map(str::len).sum();
+    let rest = text.get(start..).unwrap_or_default();
+    start + rest.char_indices().nth(column).map_or(rest.len(), |(offset, _)| offset)
 }
 
 fn single_name(name: &ObjectName) -> Result<String, String> {
@@ -171,7 +196,23 @@ fn view(declared: CreateView, comment: Option<String>, file: &str, start: Locati
             }
         };
     }
-    let mut view = View { name, refresh_every: REFRESH_EVERY_DEFAULT, billable: false, query, comment, file, line };
+    if name.contains(VERSION_MARK) {
+        return Err(fault(
+            &file,
+            start,
+            format!("view {name}: a name has no {VERSION_MARK}, which marks versions"),
+        ));
+    }
+    let mut view = View {
+        name,
+        refresh_every: REFRESH_EVERY_DEFAULT,
+        billable: false,
+        query,
+        comment,
+        statement: String::new(),
+        file,
+        line,
+    };
     for (key, text) in options {
         let wrong = |reason: String| fault(&view.file, key.span.start, reason);
         match normalize(&key).as_str() {

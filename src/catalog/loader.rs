@@ -32,6 +32,11 @@ pub fn whole_file(path: &Path, reason: impl std::fmt::Display) -> Fault {
     Fault { file: path.display().to_string(), line: 0, column: 0, reason: reason.to_string() }
 }
 
+/// A fault of no file.
+pub fn whole_catalog(reason: &dyn std::fmt::Display) -> Fault {
+    Fault { file: "definitions".to_owned(), line: 0, column: 0, reason: reason.to_string() }
+}
+
 fn sql_files(folder: &Path) -> Result<Vec<PathBuf>, Fault> {
     let entries = std::fs::read_dir(folder).map_err(|error| whole_file(folder, format!("cannot list: {error}")))?;
     let mut files: Vec<PathBuf> = entries

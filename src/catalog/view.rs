@@ -16,8 +16,17 @@ pub struct View {
     pub billable: bool,
     /// What a row is, from the comment above the statement.
     pub comment: Option<String>,
+    /// The statement as it was written, with the comment above it.
+    pub statement: String,
     pub file: String,
     pub line: u64,
+}
+
+impl View {
+    /// Two views count the same when their queries are the same but for spaces, letter case of keywords and comments.
+    pub fn same_query(&self, other: &Self) -> bool {
+        self.query.to_string() == other.query.to_string()
+    }
 }
 
 /// An ordinary view: a query over other views, streams and system tables, computed whenever it is read.

@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -57,13 +58,17 @@ async fn here(config: Config, args: &Args) -> anyhow::Result<String> {
     let shutdown = Shutdown::default();
     end_on_signal(&shutdown, &Health::default());
     let core = Core::open(config, shutdown).await?;
-    let views = &core.declared.names.views;
+    let names = Arc::clone(&core.cell.load().names);
     let full = match &args.view {
-        Some(view) if !views.contains_key(view) => bail!("no view {view}; there are {}", names(views.keys())),
-        Some(view) if args.full => vec![view.clone()],
-        None if args.full => views.keys().cloned().collect(),
-        _ => Vec::new(),
+        Some(view) => match names.view(view) {
+            None => bail!("no view {view}; there are {}", names.view_names().join(", ")),
+            Some((instance, _)) if args.full => vec![instance.clone()],
+            Some(_) => Vec::new(),
+        },
+        None if args.full => names.views.keys().cloned().collect(),
+        None => Vec::new(),
     };
+    drop(names);
     let mut shown = Shown::default();
     let refresh = core.refresher.refresh(&core.cell, full);
     tokio::pin!(refresh);
@@ -78,10 +83,6 @@ async fn here(config: Config, args: &Args) -> anyhow::Result<String> {
             }
         }
     }
-}
-
-fn names<'a>(names: impl Iterator<Item = &'a String>) -> String {
-    names.map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// Has the server do it, and shows how far it is. Ctrl-C cancels it there.

@@ -50,11 +50,11 @@ impl Planner {
         Ok(Self { session })
     }
 
-    /// The three plans of `view`.
+    /// The three plans of `view`, which is called `name` in them.
     ///
     /// # Errors
     /// When its query cannot be planned, or not be computed in parts.
-    pub async fn view(&self, view: &View) -> Result<LambdaView, Fault> {
+    pub async fn view(&self, name: &str, view: &View) -> Result<LambdaView, Fault> {
         let declared = Declared { file: &view.file, line: view.line, query: &view.query };
         let plan = self
             .session
@@ -66,7 +66,7 @@ impl Planner {
             ViewError::Plan { source, .. } => declared.fault(source),
             _ => declared.fault_at_start(error.to_string()),
         };
-        let split = LambdaView::split(&view.name, plan).map_err(refused)?;
+        let split = LambdaView::split(name, plan).map_err(refused)?;
         if view.billable {
             split.refuse_unless_exact().map_err(refused)?;
         }

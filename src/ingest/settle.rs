@@ -4,6 +4,7 @@
 //! neither stop the stream for good nor be counted in one view and not in another: it goes to quarantine, with the
 //! view and the reason, before anything of it is counted or archived.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, BooleanArray, RecordBatch, StringArray};
@@ -11,11 +12,13 @@ use datafusion::arrow::compute::{concat_batches, filter_record_batch, not};
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use datafusion::arrow::error::ArrowError;
 
+use super::roster::Entry;
 use crate::archive::dedup::{KeyError, KeyIndex};
 use crate::batch::run::ViewInput;
 use crate::catalog::stream::{REASON, quarantine_schema};
 use crate::delta::fold::{self, FoldError};
 use crate::engine::Engine;
+use crate::runtime::chain;
 use crate::storage::scan::fitted_columns;
 
 /// A micro-batch after every view took it.
@@ -27,6 +30,8 @@ pub(super) struct Settled {
     pub states: Vec<(String, RecordBatch)>,
     /// Records that a view cannot be computed with: the columns of a record, and the reason.
     pub failed: Option<RecordBatch>,
+    /// Views that are not required and cannot be computed with these records, by their names; and the reason.
+    pub given_up: BTreeMap<String, String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -39,12 +44,12 @@ pub(super) enum SettleError {
     Key(#[from] KeyError),
 }
 
-/// Computes the states of `views` over `events`, without the records for which that fails. These do not use up their
+/// Computes the states of `views` over `events`, without the records for which that fails in a view that is required. These do not use up their
 /// key, the column that `keys` names: of the `duplicates` that have it, the first counts instead. Returns what is left
 /// of them.
 pub(super) async fn settle(
     engine: &Engine,
-    views: &[ViewInput],
+    views: &[Entry],
     keys: Option<(usize, &mut KeyIndex)>,
     events: RecordBatch,
     mut duplicates: RecordBatch,
@@ -75,23 +80,31 @@ impl Settled {
             (Some(failed), Some(more)) => Some(both(failed, more)?),
             (failed, more) => failed.as_ref().or(more.as_ref()).cloned(),
         };
-        Ok(Self { events: both(&self.events, &more.events)?, states: self.states, failed })
+        self.given_up.extend(more.given_up);
+        Ok(Self { events: both(&self.events, &more.events)?, states: self.states, failed, given_up: self.given_up })
     }
 }
 
-async fn settle_events(engine: &Engine, views: &[ViewInput], events: RecordBatch) -> Result<Settled, SettleError> {
-    match states(engine, views, &events).await {
-        Ok(states) => Ok(Settled { events, states, failed: None }),
-        Err(_) => {
-            let reasons = failing(engine, views, &events).await;
-            let keep: BooleanArray = reasons.iter().map(|reason| Some(reason.is_none())).collect();
-            let good = filter_record_batch(&events, &keep)?;
-            // When no single record is to blame (a sum that overflows), the error stays one.
-            let states = states(engine, views, &good).await?;
-            let failed = with_reasons(&events, &reasons)?;
-            Ok(Settled { events: good, states, failed: Some(failed) })
+async fn settle_events(engine: &Engine, views: &[Entry], events: RecordBatch) -> Result<Settled, SettleError> {
+    if let Ok(states) = states(engine, views, &events).await {
+        return Ok(Settled { events, states, failed: None, given_up: BTreeMap::new() });
+    }
+    let (required, others): (Vec<Entry>, Vec<Entry>) = views.iter().cloned().partition(|entry| entry.required);
+    let reasons = failing(engine, &required, &events).await;
+    let keep: BooleanArray = reasons.iter().map(|reason| Some(reason.is_none())).collect();
+    let good = filter_record_batch(&events, &keep)?;
+    // When no single record is to blame (a sum that overflows), the error stays one.
+    let mut computed = states(engine, &required, &good).await?;
+    let mut given_up = BTreeMap::new();
+    for other in others {
+        match states(engine, std::slice::from_ref(&other), &good).await {
+            Ok(states) => computed.extend(states),
+            Err(error) => drop(given_up.insert(other.input.view.name().to_owned(), chain(&error))),
         }
     }
+    let failed = with_reasons(&events, &reasons)?;
+    let failed = (failed.num_rows() > 0).then_some(failed);
+    Ok(Settled { events: good, states: computed, failed, given_up })
 }
 
 /// `rejects` with `failed` behind them, in the columns of quarantine.
@@ -103,12 +116,12 @@ pub(super) fn add_rejects(rejects: &RecordBatch, failed: &RecordBatch) -> Result
 
 async fn states(
     engine: &Engine,
-    views: &[ViewInput],
+    views: &[Entry],
     events: &RecordBatch,
 ) -> Result<Vec<(String, RecordBatch)>, FoldError> {
     let mut all = Vec::with_capacity(views.len());
     if events.num_rows() > 0 {
-        for ViewInput { view, .. } in views {
+        for Entry { input: ViewInput { view, .. }, .. } in views {
             all.push((view.name().to_owned(), fold::states(engine, view, events).await?));
         }
     }
@@ -116,7 +129,7 @@ async fn states(
 }
 
 /// Per record why it fails on its own, found by halving: few records fail, and each costs a few computations.
-async fn failing(engine: &Engine, views: &[ViewInput], events: &RecordBatch) -> Vec<Option<String>> {
+async fn failing(engine: &Engine, views: &[Entry], events: &RecordBatch) -> Vec<Option<String>> {
     let mut reasons = vec![None; events.num_rows()];
     let mut open = vec![(0, events.num_rows())];
     while let Some((start, rows)) = open.pop() {

@@ -21,25 +21,65 @@ use crate::archive::Kind;
 use crate::batch::run::ViewInput;
 use crate::batch::{Generation, ViewStates};
 use crate::catalog::stream::{OFFSET, PARTITION, Stream, quarantine_schema};
+use crate::catalog::version::{self, Histories};
 use crate::engine::state::LambdaView;
 use crate::position::{Epoch, StreamFrontier};
 use crate::storage::scan::{FILE_COLUMN, ROW_COLUMN};
 
-/// What exists, whatever the snapshot.
-#[derive(Debug)]
+/// What there is to read.
+#[derive(Debug, Clone, Default)]
 pub struct Names {
     /// By stream name.
     pub streams: BTreeMap<String, Arc<Stream>>,
-    /// By view name.
+    /// By instance: every version of a view that is kept up to date.
     pub views: BTreeMap<String, ViewInput>,
+    pub versions: Histories,
     /// By name of the ordinary view.
-    pub ordinary: BTreeMap<String, PlannedView>,
+    pub ordinary: BTreeMap<String, Arc<PlannedView>>,
+}
+
+impl Names {
+    /// The version that readers call `name`, which is `v` or `v@n`, and its instance.
+    pub fn view(&self, name: &str) -> Option<(&String, &ViewInput)> {
+        self.views.get_key_value(&version::called(&self.versions, name)?)
+    }
+
+    /// What versions are called that readers are shown: a view's name, and `v@n` for the one beside it.
+    pub fn view_names(&self) -> Vec<String> {
+        let histories = self.versions.iter();
+        let names = histories.flat_map(|(view, history)| {
+            let standby = history.standby.map(|number| version::versioned(view, number));
+            history.current.map(|_| view.clone()).into_iter().chain(standby)
+        });
+        names.filter(|name| self.view(name).is_some()).collect()
+    }
+
+    /// Whether the name of a view stands for `instance`.
+    pub fn is_current(&self, instance: &str) -> bool {
+        self.views
+            .get(instance)
+            .is_some_and(|input| version::called(&self.versions, &input.declared.name).as_deref() == Some(instance))
+    }
+
+    /// All but a version that was on standby.
+    #[must_use]
+    pub fn without(&self, instance: &str) -> Self {
+        let mut rest = self.clone();
+        if let Some(input) = rest.views.remove(instance)
+            && let Some(history) = rest.versions.get_mut(&input.declared.name)
+        {
+            let name = &input.declared.name;
+            history.standby = history.standby.filter(|number| version::instance(name, *number) != instance);
+        }
+        rest
+    }
 }
 
 /// Every table that is declared, with its schema and its columns: what there is to plan with before there is a snapshot.
 pub async fn declared_tables(names: &Names) -> Result<Vec<(&'static str, String, SchemaRef)>> {
     let mut tables = Vec::new();
-    for (name, ViewInput { view, .. }) in &names.views {
+    for name in names.view_names() {
+        let Some((_, ViewInput { view, .. })) = names.view(&name) else { continue };
         tables.extend(["public", "batch", "speed"].map(|schema| (schema, name.clone(), view.final_schema())));
     }
     for (name, stream) in &names.streams {
@@ -51,28 +91,39 @@ pub async fn declared_tables(names: &Names) -> Result<Vec<(&'static str, String,
         tables.push(("raw", format!("{name}{DUPLICATES}"), records));
         tables.push(("quarantine", name.clone(), with_origin(&quarantine_schema())));
     }
-    let nothing = Snapshot { generation: Arc::new(Generation::empty()), streams: BTreeMap::new() };
+    let nothing = Snapshot {
+        generation: Arc::new(Generation::empty()),
+        names: Arc::new(names.clone()),
+        streams: BTreeMap::new(),
+    };
     for (name, _) in system::TABLES {
-        if let Some(table) = system::table(name, &nothing, None, names, &Surroundings::none())? {
+        if let Some(table) = system::table(name, &nothing, None, &Surroundings::none())? {
             tables.push(("system", (*name).to_owned(), table.schema()));
         }
     }
     Ok(tables)
 }
 
-/// All schemas of one snapshot.
+/// A version of a view, as a table.
 #[derive(Debug)]
+pub struct VersionTable {
+    pub table: Arc<dyn TableProvider>,
+    /// The columns of its group key.
+    pub keys: Vec<String>,
+}
+
+/// All schemas of one snapshot.
+#[derive(Debug, Clone)]
 pub struct PinnedCatalog {
     snapshot: Arc<Snapshot>,
     /// An older generation to read instead of the snapshot's own and its delta.
     as_of: Option<Arc<Generation>>,
-    names: Arc<Names>,
     around: Arc<Surroundings>,
 }
 
 impl PinnedCatalog {
-    pub fn new(snapshot: Arc<Snapshot>, names: Arc<Names>, around: Arc<Surroundings>) -> Self {
-        Self { snapshot, as_of: None, names, around }
+    pub fn new(snapshot: Arc<Snapshot>, around: Arc<Surroundings>) -> Self {
+        Self { snapshot, as_of: None, around }
     }
 
     /// Views and records as they were in `generation`, without what came later. The schema `system` goes on to tell
@@ -82,9 +133,33 @@ impl PinnedCatalog {
         Self { as_of: Some(generation), ..self }
     }
 
+    /// A version of a view, merged; None when it is not kept up to date.
+    pub fn version_table(&self, view: &str, number: u32) -> Result<Option<VersionTable>> {
+        let schema = self.pinned(SchemaKind::Merged);
+        let name = version::versioned(view, number);
+        let Some((_, input)) = schema.version(&name)? else { return Ok(None) };
+        let states = input.view.state_schema();
+        let shown = input.view.final_schema();
+        let keys: Vec<String> =
+            states.fields().iter().take(input.view.group_columns()).map(|field| field.name().clone()).collect();
+        if let Some(hidden) = keys.iter().find(|key| shown.field_with_name(key).is_err()) {
+            return plan_err!("version {number} of view {view} does not show {hidden}, by which it is grouped");
+        }
+        Ok(schema.view(&name)?.map(|table| VersionTable { table, keys }))
+    }
+
+    fn pinned(&self, kind: SchemaKind) -> PinnedSchema {
+        PinnedSchema {
+            kind,
+            snapshot: Arc::clone(&self.snapshot),
+            as_of: self.as_of.clone(),
+            around: Arc::clone(&self.around),
+        }
+    }
+
     /// What is read, and what is missing in it.
     pub fn certificate(&self) -> Certificate {
-        Certificate::of(&self.snapshot, self.as_of.as_deref(), &self.names, &self.around.status)
+        Certificate::of(&self.snapshot, self.as_of.as_deref(), &self.around.status)
     }
 }
 
@@ -117,13 +192,7 @@ impl CatalogProvider for PinnedCatalog {
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
         let (_, kind) = SCHEMAS.iter().find(|(known, _)| *known == name)?;
-        Some(Arc::new(PinnedSchema {
-            kind: *kind,
-            snapshot: Arc::clone(&self.snapshot),
-            as_of: self.as_of.clone(),
-            names: Arc::clone(&self.names),
-            around: Arc::clone(&self.around),
-        }))
+        Some(Arc::new(self.pinned(*kind)))
     }
 }
 
@@ -131,7 +200,6 @@ struct PinnedSchema {
     kind: SchemaKind,
     snapshot: Arc<Snapshot>,
     as_of: Option<Arc<Generation>>,
-    names: Arc<Names>,
     around: Arc<Surroundings>,
 }
 
@@ -145,12 +213,17 @@ impl fmt::Debug for PinnedSchema {
 impl SchemaProvider for PinnedSchema {
     fn table_names(&self) -> Vec<String> {
         match self.kind {
-            SchemaKind::Merged => self.names.views.keys().chain(self.names.ordinary.keys()).cloned().collect(),
-            SchemaKind::Batch | SchemaKind::Speed => self.names.views.keys().cloned().collect(),
-            SchemaKind::Quarantine => self.names.streams.keys().cloned().collect(),
+            SchemaKind::Merged => {
+                let mut names = self.snapshot.names.view_names();
+                names.extend(self.snapshot.names.ordinary.keys().cloned());
+                names
+            }
+            SchemaKind::Batch | SchemaKind::Speed => self.snapshot.names.view_names(),
+            SchemaKind::Quarantine => self.snapshot.names.streams.keys().cloned().collect(),
             SchemaKind::Raw => {
                 let endings = ["", DUPLICATES, CONFLICTS];
-                self.names
+                self.snapshot
+                    .names
                     .streams
                     .iter()
                     .flat_map(|(name, stream)| {
@@ -168,19 +241,17 @@ impl SchemaProvider for PinnedSchema {
             let catalog = PinnedCatalog {
                 snapshot: Arc::clone(&self.snapshot),
                 as_of: self.as_of.clone(),
-                names: Arc::clone(&self.names),
                 around: Arc::clone(&self.around),
             };
             return view.over(&catalog).await.map(Some);
         }
         match self.kind {
-            SchemaKind::Merged | SchemaKind::Batch | SchemaKind::Speed => {
-                self.names.views.get(name).map(|view| self.view(name, view)).transpose()
-            }
-            SchemaKind::Raw => match self.names.streams.get(name) {
+            SchemaKind::Merged | SchemaKind::Batch | SchemaKind::Speed => self.view(name),
+            SchemaKind::Raw => match self.snapshot.names.streams.get(name) {
                 Some(stream) => self.records(stream, Kind::Event).map(Some),
                 None => {
-                    let stream = |ending| name.strip_suffix(ending).and_then(|name| self.names.streams.get(name));
+                    let stream =
+                        |ending| name.strip_suffix(ending).and_then(|name| self.snapshot.names.streams.get(name));
                     match (stream(DUPLICATES), stream(CONFLICTS)) {
                         (Some(stream), _) => self.records(stream, Kind::Duplicate).map(Some),
                         (None, Some(stream)) => {
@@ -192,12 +263,14 @@ impl SchemaProvider for PinnedSchema {
                     }
                 }
             },
-            SchemaKind::Quarantine => {
-                self.names.streams.get(name).map(|stream| self.records(stream, Kind::Quarantined)).transpose()
-            }
-            SchemaKind::System => {
-                system::table(name, &self.snapshot, self.as_of.as_deref(), &self.names, &self.around)
-            }
+            SchemaKind::Quarantine => self
+                .snapshot
+                .names
+                .streams
+                .get(name)
+                .map(|stream| self.records(stream, Kind::Quarantined))
+                .transpose(),
+            SchemaKind::System => system::table(name, &self.snapshot, self.as_of.as_deref(), &self.around),
         }
     }
 
@@ -210,27 +283,30 @@ impl SchemaProvider for PinnedSchema {
     }
 
     fn table_exist(&self, name: &str) -> bool {
-        self.table_names().iter().any(|known| known == name)
+        let views = [SchemaKind::Merged, SchemaKind::Batch, SchemaKind::Speed].contains(&self.kind);
+        // The current version can be read by its number too, and is listed once.
+        (views && self.snapshot.names.view(name).is_some()) || self.table_names().iter().any(|known| known == name)
     }
 }
 
 impl PinnedSchema {
     /// The ordinary view of this name, where ordinary views are.
-    fn ordinary(&self, name: &str) -> Option<&PlannedView> {
-        self.names.ordinary.get(name).filter(|_| self.kind == SchemaKind::Merged)
+    fn ordinary(&self, name: &str) -> Option<&Arc<PlannedView>> {
+        self.snapshot.names.ordinary.get(name).filter(|_| self.kind == SchemaKind::Merged)
     }
 
     /// A view over the snapshot: the merge plan, into which DataFusion pushes the query's filters.
-    fn view(&self, name: &str, ViewInput { view, stream }: &ViewInput) -> Result<Arc<dyn TableProvider>> {
+    fn view(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        let Some((instance, ViewInput { view, stream, .. })) = self.version(name)? else { return Ok(None) };
         let schema = view.state_schema();
         let mut parts: Vec<Arc<dyn TableProvider>> = Vec::new();
         if self.kind != SchemaKind::Speed
-            && let Some(states) = self.batch_states(name, view)?
+            && let Some(states) = self.batch_states(name, instance, view)?
         {
             parts.push(Arc::new(states.table(Arc::clone(&schema))));
         }
         if self.kind != SchemaKind::Batch && self.as_of.is_none() {
-            let states = self.stream(stream)?.delta.states(name);
+            let states = self.stream(stream)?.delta.states(instance);
             parts.push(in_memory(&schema, states)?);
         }
         if parts.is_empty() {
@@ -239,17 +315,40 @@ impl PinnedSchema {
         let plan = view
             .merge_plan(Arc::new(UnionTable::new(schema, parts)))
             .map_err(|error| DataFusionError::External(Box::new(error)))?;
-        Ok(Arc::new(PlanTable::new(plan)))
+        Ok(Some(Arc::new(PlanTable::new(plan))))
     }
 
-    /// The states of a view in the generation that is read; None when it has none.
-    fn batch_states(&self, name: &str, view: &LambdaView) -> Result<Option<&ViewStates>> {
-        let Some(older) = &self.as_of else { return Ok(self.snapshot.generation.views.get(name)) };
-        match older.views.get(name) {
+    /// The version that `name` stands for in what is read, and its instance; None when there is no such view.
+    fn version(&self, name: &str) -> Result<Option<(&String, &ViewInput)>> {
+        let names = &self.snapshot.names;
+        let Some(older) = self.as_of.as_ref().filter(|older| !older.versions.is_empty()) else {
+            return Ok(names.view(name));
+        };
+        match version::called(&older.versions, name) {
+            Some(instance) => match names.views.get_key_value(&instance) {
+                Some(found) => Ok(Some(found)),
+                None => plan_err!(
+                    "generation {} holds view {name} by a definition that is not kept any more: choose a later \
+                     generation, see system.generations and system.view_versions",
+                    older.id
+                ),
+            },
+            None if names.view(name).is_some() => plan_err!(
+                "generation {} was made before there was a view {name}: choose a later one, see system.generations",
+                older.id
+            ),
+            None => Ok(None),
+        }
+    }
+
+    /// The states of a version in the generation that is read; None when it has none.
+    fn batch_states(&self, name: &str, instance: &str, view: &LambdaView) -> Result<Option<&ViewStates>> {
+        let Some(older) = &self.as_of else { return Ok(self.snapshot.generation.views.get(instance)) };
+        match older.views.get(instance) {
             Some(states) if states.fingerprint == view.fingerprint() => Ok(Some(states)),
             Some(_) => plan_err!(
-                "generation {} holds view {name} by another definition, and its states cannot be read by this one: \
-                 choose a later generation, see system.generations",
+                "generation {} holds view {name} in states that cannot be read any more: choose a later generation, \
+                 see system.generations",
                 older.id
             ),
             None => plan_err!(

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::catalog::Names;
 use super::snapshot::Snapshot;
 use crate::batch::Generation;
 use crate::batch::shelf::instant;
@@ -40,10 +39,11 @@ pub struct StreamCertificate {
 }
 
 impl Certificate {
-    pub fn of(snapshot: &Snapshot, as_of: Option<&Generation>, names: &Names, status: &IntakeStatus) -> Self {
+    pub fn of(snapshot: &Snapshot, as_of: Option<&Generation>, status: &IntakeStatus) -> Self {
         let generation = as_of.unwrap_or(&snapshot.generation);
         let known = status.partitions();
-        let streams: BTreeMap<String, StreamCertificate> = names
+        let streams: BTreeMap<String, StreamCertificate> = snapshot
+            .names
             .streams
             .keys()
             .filter_map(|name| {

@@ -43,7 +43,7 @@ pub async fn plan_all(
     engine: &Engine,
     views: &BTreeMap<String, Arc<OrdinaryView>>,
     names: &Names,
-) -> Result<BTreeMap<String, PlannedView>, Vec<Fault>> {
+) -> Result<BTreeMap<String, Arc<PlannedView>>, Vec<Fault>> {
     let broken = |error: DataFusionError| {
         vec![Fault { file: CATALOG.to_owned(), line: 0, column: 0, reason: error.strip_backtrace() }]
     };
@@ -71,7 +71,7 @@ pub async fn plan_all(
         }
         let declared = Declared { file: &view.file, line: view.line, query: &view.query };
         match plan(&session, view, &declared).await {
-            Ok(view) => drop(planned.insert(name.to_owned(), view)),
+            Ok(view) => drop(planned.insert(name.to_owned(), Arc::new(view))),
             Err(fault) => {
                 failed.insert(name);
                 faults.push(fault);

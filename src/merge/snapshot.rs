@@ -9,6 +9,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
+use super::catalog::Names;
 use crate::archive::ArchiveSnapshot;
 use crate::archive::ledger::Ledger;
 use crate::batch::Generation;
@@ -19,6 +20,8 @@ use crate::position::StreamFrontier;
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     pub generation: Arc<Generation>,
+    /// What there is to read: it changes with the generation, in one step.
+    pub names: Arc<Names>,
     /// By stream name.
     pub streams: BTreeMap<String, StreamSnapshot>,
 }
@@ -37,6 +40,12 @@ impl Snapshot {
     /// The cut: batch views hold exactly what is below the generation's frontier, the delta begins exactly
     /// there, and the archive continues to where its tail begins. None when it holds.
     pub fn violation(&self) -> Option<String> {
+        let lacking = self.names.views.iter().find(|(instance, input)| {
+            self.generation.epoch(&input.stream.name).0 > 0 && !self.generation.views.contains_key(*instance)
+        });
+        if let Some((instance, _)) = lacking {
+            return Some(format!("view {instance}: generation {} does not hold it", self.generation.id));
+        }
         self.streams.iter().find_map(|(name, stream)| {
             let (base, generation) = (stream.delta.base(), self.generation.epoch(name));
             if base != generation {

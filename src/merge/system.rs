@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{
     ArrayRef, BooleanArray, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
-    UInt64Array,
+    UInt32Array, UInt64Array,
 };
 use datafusion::arrow::datatypes::{Field, Schema};
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::Result;
 
-use super::catalog::Names;
 use super::census::Census;
 use super::certificate::{Certificate, json};
 use super::reconcile::history::{Finding, History, Outcome};
@@ -22,6 +21,7 @@ use crate::archive::keep::{FileState, Unneeded};
 use crate::archive::{ArchiveFile, Kind};
 use crate::batch::Generation;
 use crate::batch::shelf::Shelf;
+use crate::catalog::version;
 use crate::kafka::status::IntakeStatus;
 use crate::metrics::WorkOutcome;
 use crate::runtime::{Clock, Health, Micros, SystemClock};
@@ -58,7 +58,7 @@ impl Surroundings {
 }
 
 /// Names of the tables, and what a row is.
-pub const TABLES: [(&str, &str); 11] = [
+pub const TABLES: [(&str, &str); 12] = [
     ("streams", "One row per stream: its topic, identity and records so far."),
     ("partitions", "One row per Kafka partition: how far it is read, how far behind, and why not."),
     ("snapshot", "What this query reads: one row per stream, with what is missing in it."),
@@ -66,6 +66,7 @@ pub const TABLES: [(&str, &str); 11] = [
     ("refreshes", "One row per refresh of this process, the one that runs among them."),
     ("reconciliation", "One row per view and refresh, and one per group on which batch and speed differ."),
     ("views", "One row per view: its batch states in the current generation."),
+    ("view_versions", "One row per definition that a view has or had, and whether it is kept up to date."),
     ("freshness", "One row per stream: the age of the newest record that is counted."),
     ("conservation", "One row per partition: offsets passed = counted + duplicate + quarantined + gaps."),
     ("files", "One row per file in the archive's folders: live, retired by compaction, or an orphan."),
@@ -76,17 +77,17 @@ pub fn table(
     name: &str,
     snapshot: &Snapshot,
     as_of: Option<&Generation>,
-    names: &Names,
     around: &Surroundings,
 ) -> Result<Option<Arc<dyn TableProvider>>> {
     let columns = match name {
-        "streams" => streams(snapshot, names),
-        "partitions" => partitions(snapshot, names, around),
-        "snapshot" => pinned(&Certificate::of(snapshot, as_of, names, &around.status)),
+        "streams" => streams(snapshot),
+        "partitions" => partitions(snapshot, around),
+        "snapshot" => pinned(&Certificate::of(snapshot, as_of, &around.status)),
         "generations" => generations(snapshot, around),
         "refreshes" => refreshes(around),
         "reconciliation" => reconciliation(around),
-        "views" => views(snapshot, names),
+        "views" => views(snapshot),
+        "view_versions" => view_versions(snapshot),
         "freshness" => freshness(snapshot, around),
         "conservation" => conservation(snapshot),
         "files" => files(snapshot, around),
@@ -119,8 +120,8 @@ fn stream_rows(snapshot: &Snapshot) -> Vec<(&String, &StreamSnapshot)> {
     snapshot.streams.iter().collect()
 }
 
-fn streams(snapshot: &Snapshot, names: &Names) -> Columns {
-    let topic = |name: &str| names.streams.get(name).map(|stream| stream.topic.clone());
+fn streams(snapshot: &Snapshot) -> Columns {
+    let topic = |name: &str| snapshot.names.streams.get(name).map(|stream| stream.topic.clone());
     columns!(stream_rows(snapshot),
         "stream": StringArray = |(name, _)| Some(name.as_str()),
         "topic": StringArray = |(name, _)| topic(name),
@@ -135,7 +136,7 @@ fn streams(snapshot: &Snapshot, names: &Names) -> Columns {
     )
 }
 
-fn partitions(snapshot: &Snapshot, names: &Names, around: &Surroundings) -> Columns {
+fn partitions(snapshot: &Snapshot, around: &Surroundings) -> Columns {
     let known = around.status.partitions();
     let rows: Vec<_> = known
         .iter()
@@ -145,7 +146,7 @@ fn partitions(snapshot: &Snapshot, names: &Names, around: &Surroundings) -> Colu
             (stream, id, status, counted)
         })
         .collect();
-    let topic = |name: &str| names.streams.get(name).map(|stream| stream.topic.clone());
+    let topic = |name: &str| snapshot.names.streams.get(name).map(|stream| stream.topic.clone());
     columns!(rows,
         "stream": StringArray = |(stream, ..)| Some(stream.as_str()),
         "topic": StringArray = |(stream, ..)| topic(stream),
@@ -250,9 +251,14 @@ fn reconciliation(around: &Surroundings) -> Columns {
     columns
 }
 
-fn views(snapshot: &Snapshot, names: &Names) -> Columns {
-    let rows: Vec<_> =
-        names.views.iter().map(|(name, input)| (name, input, snapshot.generation.views.get(name))).collect();
+fn views(snapshot: &Snapshot) -> Columns {
+    let names = &snapshot.names;
+    let rows: Vec<_> = names
+        .view_names()
+        .into_iter()
+        .filter_map(|name| names.view(&name).map(|(instance, input)| (name, instance, input)))
+        .map(|(name, instance, input)| (name, input, snapshot.generation.views.get(instance)))
+        .collect();
     columns!(rows,
         "view": StringArray = |(name, ..)| Some(name.as_str()),
         "stream": StringArray = |(_, input, _)| Some(input.stream.name.as_str()),
@@ -261,6 +267,30 @@ fn views(snapshot: &Snapshot, names: &Names) -> Columns {
         "batch_rows": UInt64Array = |(.., states)| Some(states.map_or(0, |s| s.runs.iter().map(|r| r.rows).sum())),
         "batch_bytes": UInt64Array = |(.., states)| Some(states.map_or(0, |s| s.runs.iter().map(|r| r.bytes).sum())),
     )
+}
+
+fn view_versions(snapshot: &Snapshot) -> Columns {
+    let names = &snapshot.names;
+    let rows: Vec<_> = names
+        .versions
+        .iter()
+        .flat_map(|(view, history)| history.versions.iter().map(move |(number, v)| (view, history, *number, v)))
+        .collect();
+    let created = rows.iter().map(|(.., version)| Some(version.created_at)).collect();
+    let kept = |view: &str, number| names.views.contains_key(&version::instance(view, number));
+    let mut columns: Columns = columns!(rows,
+        "view": StringArray = |(view, ..)| Some(view.as_str()),
+        "version": UInt32Array = |(_, _, number, _)| Some(*number),
+        "state": StringArray = |(_, history, number, _)| Some(history.state(*number).name()),
+        "readable": BooleanArray = |(view, history, number, _)| {
+            Some(history.kept().any(|kept| kept == *number) && kept(view, *number))
+        },
+        "in_file": BooleanArray = |(_, history, number, _)| Some(history.file == Some(*number)),
+        "created_by": StringArray = |(.., version)| Some(version.created_by.as_str()),
+        "statement": StringArray = |(.., version)| Some(version.statement.as_str()),
+    );
+    columns.insert(5, ("created_at", instant(created)));
+    columns
 }
 
 fn freshness(snapshot: &Snapshot, around: &Surroundings) -> Columns {

@@ -8,7 +8,7 @@ use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::parser::ParserError;
 use datafusion::sql::sqlparser::tokenizer::Location;
 
-use super::{RefreshError, ServeError};
+use super::{DefineError, RefreshError, ServeError};
 
 /// A code of PostgreSQL's appendix A.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,9 @@ impl SqlState {
     pub const GROUPING: Self = Self("42803");
     pub const DATATYPE_MISMATCH: Self = Self("42804");
     pub const UNDEFINED_FUNCTION: Self = Self("42883");
+    pub const DUPLICATE_TABLE: Self = Self("42P07");
+    pub const INVALID_DEFINITION: Self = Self("42P17");
+    pub const DEPENDENT: Self = Self("2BP01");
     pub const UNDEFINED_TABLE: Self = Self("42P01");
     pub const DISK_FULL: Self = Self("53100");
     pub const OUT_OF_MEMORY: Self = Self("53200");
@@ -143,6 +146,29 @@ impl From<RefreshError> for QueryError {
             RefreshError::Cancelled => SqlState::CANCELLED,
         };
         Self::new(state, error.to_string())
+    }
+}
+
+impl From<DefineError> for QueryError {
+    fn from(error: DefineError) -> Self {
+        let (state, hint) = match &error {
+            DefineError::Exists { kind: "materialized view", .. } => (
+                SqlState::DUPLICATE_TABLE,
+                Some("CREATE OR REPLACE MATERIALIZED VIEW builds another version beside the one that is read"),
+            ),
+            DefineError::Exists { .. } => (SqlState::DUPLICATE_TABLE, None),
+            DefineError::Unknown(_) => (SqlState::UNDEFINED_TABLE, None),
+            DefineError::UnknownVersion { .. } => (SqlState::UNDEFINED_SETTING, Some("see system.view_versions")),
+            DefineError::Invalid(_) => (SqlState::INVALID_DEFINITION, None),
+            DefineError::Needed(_) => (SqlState::DEPENDENT, None),
+            DefineError::Failed(_) => (SqlState::INTERNAL, None),
+            DefineError::Cancelled => (SqlState::CANCELLED, None),
+        };
+        let shown = Self::new(state, error.to_string());
+        match hint {
+            Some(hint) => shown.hint(hint),
+            None => shown,
+        }
     }
 }
 

@@ -35,7 +35,7 @@ pub use self::settings::{SERVER_VERSION, Settings};
 use self::statement::{Query, SetScope, Statement, StatementParser};
 use self::system::System;
 use super::error::{QueryError, SqlState};
-use super::{Database, Limits, ServeError};
+use super::{Database, Limits, ServeError, ViewChange};
 use crate::metrics::Metrics;
 
 /// What `SHOW` answers with the certificate of the snapshot.
@@ -285,6 +285,14 @@ impl Session {
                 tracing::info!(view, generation, user = self.identity.user, "refreshed on a client's request");
                 Outcome::Done("REFRESH MATERIALIZED VIEW")
             }
+            Statement::Define(change) => {
+                if self.in_transaction() {
+                    let message = format!("{} cannot run inside a transaction block", tag(change));
+                    return Err(QueryError::new(SqlState("25001"), message));
+                }
+                self.service.database.change_view(change, &self.identity.user).await?;
+                Outcome::Done(tag(change))
+            }
             Statement::Deallocate(name) => Outcome::Forget { name: name.clone(), tag: "DEALLOCATE" },
             Statement::Discard { all: true } => {
                 self.settings.reset_all();
@@ -331,6 +339,9 @@ impl Session {
             state.register_catalog_list(service.system.over(&pinned));
             state.config_mut().options_mut().catalog.default_schema.clone_from(&default_schema);
             functions::register_session(&mut state, &identity, &settings, &default_schema)?;
+            for (name, function) in service.database.table_functions(pinned.as_ref()) {
+                state.register_udtf(&name, function);
+            }
             if query.catalog {
                 let relations = relations(&state).await?;
                 let database = &service.database;
@@ -379,6 +390,14 @@ impl Session {
         };
         let arrays = columns.into_iter().map(|values| Arc::new(StringArray::from(values)) as _).collect();
         RecordBatch::try_new(schema, arrays).map_err(|error| QueryError::internal(error.to_string()))
+    }
+}
+
+fn tag(change: &ViewChange) -> &'static str {
+    match change {
+        ViewChange::Create { .. } => "CREATE MATERIALIZED VIEW",
+        ViewChange::Promote { .. } => "ALTER MATERIALIZED VIEW",
+        ViewChange::Drop { .. } => "DROP MATERIALIZED VIEW",
     }
 }
 

@@ -19,5 +19,6 @@ mod records;
 mod refreshes;
 mod server;
 mod snapshots;
+mod versions;
 mod world;
 mod zombie;

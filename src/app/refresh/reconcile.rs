@@ -1,5 +1,6 @@
 //! After each refresh: is what it computed from the archive what the delta had held?
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use datafusion::catalog::TableProvider;
 use super::{Leaving, Refresher};
 use crate::batch::run::{Fresh, Made, ViewInput};
 use crate::batch::{Generation, ViewStates};
+use crate::merge::catalog::Names;
 use crate::merge::provider::{UnionTable, in_memory};
 use crate::merge::reconcile::history::Subject;
 use crate::merge::reconcile::{Comparison, ReconcileError, compare};
@@ -18,15 +20,23 @@ use crate::runtime::chain;
 impl Refresher {
     /// Compares, for every view that was computed, the states from the archive with those that stood for the same
     /// records before: the delta's, and for a view that was computed in full those of the generation `before` too.
-    pub(super) async fn reconcile(&self, before: &Generation, made: &Made, leaving: &Leaving) {
+    /// Views that are `new` have nothing to be compared with.
+    pub(super) async fn reconcile(
+        &self,
+        before: &Generation,
+        made: &Made,
+        leaving: &Leaving,
+        names: &Names,
+        new: &BTreeSet<String>,
+    ) {
         let began = Instant::now();
         for (name, fresh) in &made.fresh {
-            let Some(input) = self.means.names.views.get(name) else { continue };
+            let Some(input) = names.views.get(name).filter(|_| !new.contains(name)) else { continue };
             let Some(delta) = leaving.get(&input.stream.name) else { continue };
             let in_full = fresh.after != delta.base();
             let same = |view: &&ViewStates| view.fingerprint == input.view.fingerprint();
             let base = before.views.get(name).filter(same);
-            // A view that is new or was changed has nothing that it could be compared with.
+            // Neither has one whose states have changed.
             if in_full && base.is_none() {
                 continue;
             }

@@ -62,7 +62,7 @@ async fn stage(faulty: Arc<FaultyStore>, generations_max: usize) -> Stage {
         engine: Arc::clone(&engine),
         workers: Workers::start(2).unwrap(),
         storage: storage.clone(),
-        names: Arc::clone(&declared.names),
+        roster: Arc::default(),
         clock: Arc::new(SystemClock),
         metrics: Arc::default(),
         health: health.clone(),
@@ -72,9 +72,11 @@ async fn stage(faulty: Arc<FaultyStore>, generations_max: usize) -> Stage {
         cut: Cut::On,
     });
     let snapshot = archive.snapshot();
-    let generation = refresher.begin(&[("clicks".to_owned(), Arc::clone(&snapshot))].into()).await.unwrap();
+    let latest = refresher.latest().await.unwrap();
+    let archives = [("clicks".to_owned(), Arc::clone(&snapshot))].into();
+    let (generation, names) = refresher.begin(latest, Arc::clone(&declared.names), &archives).await.unwrap();
     let base = generation.epoch("clicks");
-    let delta = restore::delta(&engine, &declared.names, "clicks", &snapshot, base).await.unwrap();
+    let (delta, names) = restore::delta(&engine, names, "clicks", &snapshot, base).await.unwrap();
     let part = StreamSnapshot {
         delta: Arc::new(delta),
         end: Arc::new(snapshot.frontier.clone()),
@@ -82,7 +84,7 @@ async fn stage(faulty: Arc<FaultyStore>, generations_max: usize) -> Stage {
         archive: snapshot,
     };
     let streams = [("clicks".to_owned(), part)].into();
-    let cell = Arc::new(SnapshotCell::new(Snapshot { generation, streams }));
+    let cell = Arc::new(SnapshotCell::new(Snapshot { generation, names, streams }));
     Stage { faulty, engine, declared, archive, cell, refresher, health, _sql: sql }
 }
 
@@ -321,13 +323,14 @@ async fn a_cancelled_refresh_leaves_nothing_wherever_it_is_cancelled() {
         let attempt = Arc::new(Attempt::default());
         let stop = Arc::clone(&attempt);
         stage.faulty.at_write(write, move || stop.cancel());
-        match stage.refresher.publish(&current, &archives, &[], &attempt).await {
+        let (names, new) = (Arc::clone(&stage.cell.load().names), BTreeSet::new());
+        match stage.refresher.publish(&current, names, &new, &archives, &[], &attempt).await {
             Err(RefreshError::Cancelled) => {
                 cancelled += 1;
                 assert_eq!(stage.files().await, before, "cancelled at write {write}");
             }
             // The manifest is the last write: then it is too late, and it is carried out.
-            Ok(made) => {
+            Ok((made, _)) => {
                 assert_eq!(made.generation.id, GenerationId(2));
                 break;
             }

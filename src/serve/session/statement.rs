@@ -24,6 +24,7 @@ use super::dialect::Postgres;
 use super::psql::without_unknowns;
 use crate::serve::Limits;
 use crate::serve::RefreshScope;
+use crate::serve::ViewChange;
 use crate::serve::error::{QueryError, SqlState, character, syntax};
 
 /// Nested brackets of any kind: parentheses, subqueries, function calls. The parser recurses here.
@@ -53,6 +54,7 @@ pub enum Statement {
     /// `SAVEPOINT`, `RELEASE`, `ROLLBACK TO`: a reading transaction has nothing to undo. Holds the tag.
     Savepoint(&'static str),
     Refresh(String, RefreshScope),
+    Define(ViewChange),
     /// Forgets one prepared statement, or all.
     Deallocate(Option<String>),
     /// `DISCARD ALL`, or only a part that this server does not keep.
@@ -200,7 +202,7 @@ impl StatementParser {
         check_depth(tokens, self.depth_max, nesting_max)?;
         let words = leading_words(tokens);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        if let Some(statement) = own_statement(&words, tokens)? {
+        if let Some(statement) = own_statement(sql, &words, tokens)? {
             return Ok(statement);
         }
         if let Some(refusal) = refusal(&words) {
@@ -347,12 +349,21 @@ fn setting_text(expr: &Expr) -> Result<String, QueryError> {
 }
 
 /// Statements that the SQL parser does not know.
-fn own_statement(words: &[&str], tokens: &[TokenWithSpan]) -> Result<Option<Statement>, QueryError> {
+fn own_statement(sql: &str, words: &[&str], tokens: &[TokenWithSpan]) -> Result<Option<Statement>, QueryError> {
     Ok(match words {
         ["REFRESH", "MATERIALIZED", "VIEW", ..] => {
             let (view, scope) = refresh(tokens)?;
             Some(Statement::Refresh(view, scope))
         }
+        ["CREATE", "MATERIALIZED", "VIEW", ..] | ["CREATE", "OR", "REPLACE", "MATERIALIZED", "VIEW", ..] => {
+            // With the comment above it, which says what a row is.
+            let start = tokens.first().and_then(|token| byte_offset(sql, token.span.start)).unwrap_or(0);
+            let statement = sql.get(start..byte_range(sql, tokens).end).unwrap_or(sql).trim().to_owned();
+            let replace = words.get(1) == Some(&"OR");
+            Some(Statement::Define(ViewChange::Create { statement, replace }))
+        }
+        ["ALTER", "MATERIALIZED", "VIEW", ..] => Some(Statement::Define(promotion(tokens)?)),
+        ["DROP", "MATERIALIZED", "VIEW", ..] => Some(Statement::Define(dropping(tokens)?)),
         ["ABORT", ..] => Some(Statement::Rollback),
         ["END"] | ["END", "TRANSACTION" | "WORK"] => Some(Statement::Commit),
         ["UNLISTEN", ..] => Some(Statement::Ignored("UNLISTEN")),
@@ -389,18 +400,12 @@ fn refusal(words: &[&str]) -> Option<QueryError> {
 
 /// `REFRESH MATERIALIZED VIEW [CONCURRENTLY] [schema.]name [WITH [FULL] DATA]`
 fn refresh(tokens: &[TokenWithSpan]) -> Result<(String, RefreshScope), QueryError> {
-    let mut rest = tokens.iter().filter(|token| is_solid(token)).skip(3).peekable();
-    rest.next_if(|token| is_word(token, "CONCURRENTLY"));
-    let mut name = None;
-    while let Some(Token::Word(word)) = rest.peek().map(|token| &token.token) {
-        name = Some(if word.quote_style.is_some() { word.value.clone() } else { word.value.to_lowercase() });
-        rest.next();
-        if rest.next_if(|token| token.token == Token::Period).is_none() {
-            break;
-        }
+    let mut rest: Vec<&TokenWithSpan> = tokens.iter().filter(|token| is_solid(token)).skip(3).collect();
+    if rest.first().is_some_and(|token| is_word(token, "CONCURRENTLY")) {
+        rest.remove(0);
     }
-    let options: Vec<&TokenWithSpan> = rest.collect();
-    let scope = match options.as_slice() {
+    let (name, options) = relation(&rest);
+    let scope = match options {
         [] => Some(RefreshScope::New),
         [with, data] if is_word(with, "WITH") && is_word(data, "DATA") => Some(RefreshScope::New),
         [with, full, data] if is_word(with, "WITH") && is_word(full, "FULL") && is_word(data, "DATA") => {
@@ -412,6 +417,58 @@ fn refresh(tokens: &[TokenWithSpan]) -> Result<(String, RefreshScope), QueryErro
         QueryError::new(SqlState::SYNTAX, "syntax error in REFRESH MATERIALIZED VIEW")
             .hint("REFRESH MATERIALIZED VIEW name, or ... name WITH FULL DATA to compute it from the whole archive")
     })
+}
+
+/// `ALTER MATERIALIZED VIEW [schema.]name SET (version = n)`
+fn promotion(tokens: &[TokenWithSpan]) -> Result<ViewChange, QueryError> {
+    let rest: Vec<&TokenWithSpan> = tokens.iter().filter(|token| is_solid(token)).skip(3).collect();
+    let (view, rest) = relation(&rest);
+    let version = match rest {
+        [set, open, version, equals, number, close]
+            if is_word(set, "SET")
+                && open.token == Token::LParen
+                && is_word(version, "version")
+                && equals.token == Token::Eq
+                && close.token == Token::RParen =>
+        {
+            match &number.token {
+                Token::Number(number, false) | Token::SingleQuotedString(number) => number.parse().ok(),
+                _ => None,
+            }
+        }
+        _ => None,
+    };
+    view.zip(version).map(|(view, version)| ViewChange::Promote { view, version }).ok_or_else(|| {
+        QueryError::new(SqlState::SYNTAX, "syntax error in ALTER MATERIALIZED VIEW")
+            .hint("ALTER MATERIALIZED VIEW name SET (version = 2)")
+    })
+}
+
+/// `DROP MATERIALIZED VIEW [schema.]name`, where a name such as `"v@2"` is one version
+fn dropping(tokens: &[TokenWithSpan]) -> Result<ViewChange, QueryError> {
+    let rest: Vec<&TokenWithSpan> = tokens.iter().filter(|token| is_solid(token)).skip(3).collect();
+    match relation(&rest) {
+        (Some(view), []) => Ok(ViewChange::Drop { view }),
+        _ => Err(QueryError::new(SqlState::SYNTAX, "syntax error in DROP MATERIALIZED VIEW")
+            .hint("DROP MATERIALIZED VIEW name, or \"name@2\" for one version; definitions are kept as evidence")),
+    }
+}
+
+/// The name that `tokens` begin with, without its schema, and the rest.
+fn relation<'a, 'b>(tokens: &'b [&'a TokenWithSpan]) -> (Option<String>, &'b [&'a TokenWithSpan]) {
+    let mut rest = tokens;
+    let mut name = None;
+    while let [first, behind @ ..] = rest
+        && let Token::Word(word) = &first.token
+    {
+        name = Some(if word.quote_style.is_some() { word.value.clone() } else { word.value.to_lowercase() });
+        rest = behind;
+        match behind {
+            [period, after @ ..] if period.token == Token::Period => rest = after,
+            _ => break,
+        }
+    }
+    (name, rest)
 }
 
 /// The first keyword of a statement that the parser read but the list does not hold.
@@ -563,6 +620,25 @@ mod tests {
         assert!(matches!(&parse("REFRESH MATERIALIZED VIEW sales WITH FULL DATA").unwrap()[0],
             Statement::Refresh(view, RefreshScope::Full) if view == "sales"));
         assert!(parse("REFRESH MATERIALIZED VIEW sales WITH EMPTY DATA").is_err());
+        let change = |sql: &str| match parse(sql).unwrap().pop() {
+            Some(Statement::Define(change)) => change,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            change("alter materialized view public.Sales set (version = 2);"),
+            ViewChange::Promote { view: "sales".into(), version: 2 }
+        );
+        assert_eq!(change("DROP MATERIALIZED VIEW \"sales@2\""), ViewChange::Drop { view: "sales@2".into() });
+        assert_eq!(
+            change("SELECT 1; create or replace materialized view v AS SELECT 'ä;' ; "),
+            ViewChange::Create {
+                statement: "create or replace materialized view v AS SELECT 'ä;'".into(),
+                replace: true
+            }
+        );
+        for wrong in ["ALTER MATERIALIZED VIEW v SET (version = x)", "DROP MATERIALIZED VIEW a, b"] {
+            assert_eq!(state(wrong), "42601");
+        }
         assert!(matches!(&parse("SET LOCAL statement_timeout = 500").unwrap()[0],
             Statement::Set { name, value: Some(value), scope: SetScope::Local }
                 if name == "statement_timeout" && value == "500"));
