@@ -48,12 +48,14 @@ pub struct Records {
 
 impl Records {
     pub fn new(seed: u64) -> Self {
-        let timeline = Timeline::Fixed { start: START, step: STEP };
-        Self {
-            generator: Generator::new(&profile(), seed, timeline),
-            drawn: 0,
-            next: vec![Offset(0); PARTITIONS as usize],
-        }
+        Self::after(seed, vec![Offset(0); PARTITIONS as usize])
+    }
+
+    /// As if those below `next`, an offset a partition, had been drawn before.
+    pub fn after(seed: u64, next: Vec<Offset>) -> Self {
+        let drawn: i64 = next.iter().map(|offset| offset.0).sum();
+        let timeline = Timeline::Fixed { start: START + drawn * STEP.as_micros() as i64, step: STEP };
+        Self { generator: Generator::new(&profile(), seed, timeline), drawn, next }
     }
 
     pub fn batch(&mut self, rows: usize) -> RawBatch {

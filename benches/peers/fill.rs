@@ -1,8 +1,6 @@
 //! Archives generated records without Kafka: through the server's own decoder, key index and epoch writer, in
 //! epochs of `archive.commit_bytes_max`, so that the files are those a server at full speed writes.
 
-use std::collections::BTreeMap;
-
 use anyhow::Result;
 use datafusion::arrow::array::AsArray;
 use datafusion::arrow::compute::{filter_record_batch, not};
@@ -16,22 +14,31 @@ use viewledger::config::Config;
 use viewledger::position::{Epoch, PartitionId, StreamFrontier, TopicIdentity};
 use viewledger::storage::Storage;
 
-use crate::records::{Records, STREAM, declared, decoder};
+use crate::records::{PARTITIONS, Records, STREAM, declared, decoder};
 
 /// Archives `events` records, duplicates and rejected ones included, unless that was done before.
 pub async fn archive(config: &Config, events: u64) -> Result<()> {
     let storage = Storage::open(&config.storage.location(), std::iter::empty())?;
-    let declared = declared(config).await;
-    let stream = declared.names.streams.get(STREAM).expect("a shipped stream");
     if Archive::peek(&storage, STREAM).await?.is_some_and(|found| found.epoch > Epoch(0)) {
         return Ok(());
     }
+    append(config, 20, events).await
+}
+
+/// Archives `events` more records, none of which has the key of one with another `seed`.
+pub async fn append(config: &Config, seed: u64, events: u64) -> Result<()> {
+    let storage = Storage::open(&config.storage.location(), std::iter::empty())?;
+    let declared = declared(config).await;
+    let stream = declared.names.streams.get(STREAM).expect("a shipped stream");
     let decoder = decoder(&declared, config);
     let mut archive = Archive::open(&storage, STREAM, stream.archive_schema()).await?;
-    let (mut records, mut keys) = (Records::new(20), KeyIndex::default());
+    let before = archive.snapshot();
+    let next = (0..PARTITIONS as i32).map(|partition| before.frontier.position(PartitionId(partition)));
+    let (mut records, mut keys) = (Records::after(seed, next.collect()), KeyIndex::default());
     let topic = TopicIdentity { cluster_id: "bench".to_owned(), topic_id: "bench".to_owned() };
-    let mut frontier = StreamFrontier { topic: Some(topic), next: BTreeMap::new() };
-    let mut ledger = Ledger::new();
+    let mut frontier = StreamFrontier { topic: Some(topic), ..before.frontier.clone() };
+    let mut ledger = before.ledger.clone();
+    drop(before);
     let key = stream.key.expect("the stream has a key");
     let mut left = events;
     while left > 0 {

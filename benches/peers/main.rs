@@ -4,6 +4,7 @@
 //! cargo bench --bench peers -- ingest      # beside a bare rdkafka consumer
 //! cargo bench --bench peers -- freshness   # acknowledged -> visible
 //! cargo bench --bench peers -- refresh     # beside DuckDB
+//! cargo bench --bench peers -- lambda      # what a refresh, a delta and a restart cost
 //! ```
 //! What they need and what they measure stands in `benches/README.md`.
 #![allow(clippy::unwrap_used, unreachable_pub, missing_debug_implementations)]
@@ -14,6 +15,7 @@ const TOPIC: &str = "video-views";
 mod fill;
 mod freshness;
 mod ingest;
+mod lambda;
 mod process;
 #[path = "../common/records.rs"]
 mod records;
@@ -30,13 +32,17 @@ fn main() -> anyhow::Result<()> {
         ["ingest"] => ingest::run(),
         ["freshness"] => freshness::run(),
         ["refresh"] => refresh::run(),
+        ["lambda"] => lambda::run(),
+        // A step of `lambda`, in a process of its own, whose memory is its own.
+        ["lambda", step, data_dir] => lambda::step(step, data_dir.as_ref()),
         // The peer of `ingest`, in a process of its own.
         ["bare", brokers] => ingest::bare(brokers),
         [] => {
             ingest::run()?;
             freshness::run()?;
-            refresh::run()
+            refresh::run()?;
+            lambda::run()
         }
-        other => anyhow::bail!("{other:?}: choose of ingest, freshness, refresh"),
+        other => anyhow::bail!("{other:?}: choose of ingest, freshness, refresh, lambda"),
     }
 }

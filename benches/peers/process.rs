@@ -89,9 +89,7 @@ impl Server {
 
     /// Largest resident memory so far, in bytes.
     pub fn memory_peak(&self) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+        memory_peak(&self.child.id().to_string())
     }
 
     /// CPU seconds by the name of the threads, most first.
@@ -108,6 +106,13 @@ impl Server {
         seconds.sort_by(|a, b| b.1.total_cmp(&a.1));
         Ok(seconds)
     }
+}
+
+/// The same of any process; `self` is this one.
+pub fn memory_peak(process: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
 }
 
 impl Drop for Server {

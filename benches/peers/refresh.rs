@@ -50,10 +50,10 @@ async fn measure() -> Result<()> {
         files.len()
     );
     // Once unmeasured, so that the page cache is the same for both.
-    duckdb(&python, &files)?;
+    duckdb(&python, VIEW, &files)?;
     let mut ratios = Vec::new();
     for pair in 1..=pairs {
-        let (peer, total) = duckdb(&python, &files)?;
+        let Peer { seconds: peer, total, .. } = duckdb(&python, VIEW, &files)?;
         ensure!(total == archive.rows.events, "DuckDB counts {total}");
         let began = Instant::now();
         core.refresher.refresh(&core.cell, vec![VIEW.to_owned()]).await?;
@@ -65,19 +65,29 @@ async fn measure() -> Result<()> {
     Ok(())
 }
 
-/// Seconds of the query, and how many records it counted. At the priority that a refresh has.
-fn duckdb(python: &Path, files: &[PathBuf]) -> Result<(f64, u64)> {
+/// What DuckDB needed.
+pub struct Peer {
+    pub seconds: f64,
+    /// How many records it counted.
+    pub total: u64,
+    pub memory_peak: u64,
+}
+
+/// The SQL of `view` over `files`, at the priority that a refresh has.
+pub fn duckdb(python: &Path, view: &str, files: &[PathBuf]) -> Result<Peer> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers/duckdb_views.py");
-    let output = Command::new("nice").args(["-n", "10"]).arg(python).arg(script).arg("2").args(files).output()?;
+    let output =
+        Command::new("nice").args(["-n", "10"]).arg(python).arg(script).args([view, "2"]).args(files).output()?;
     ensure!(output.status.success(), "DuckDB failed: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout)?;
     let mut fields = text.split_whitespace();
     let mut field = || fields.next().with_context(|| format!("DuckDB said: {text}"));
-    Ok((field()?.parse()?, field()?.parse()?))
+    let (seconds, total, _groups) = (field()?.parse()?, field()?.parse()?, field()?);
+    Ok(Peer { seconds, total, memory_peak: field()?.parse()? })
 }
 
 /// A Python with DuckDB: a virtual environment among the benches' data.
-fn python() -> Result<PathBuf> {
+pub fn python() -> Result<PathBuf> {
     let venv = work_dir("venv");
     let python = venv.join("bin/python");
     if !python.exists() {
