@@ -111,7 +111,7 @@ async fn carry_out(schedule: Vec<Step>) {
                 server.until_archived().await;
             }
             Step::Refresh => server.refresh().await,
-            Step::RefreshFully => drop(server.rows("REFRESH MATERIALIZED VIEW pages WITH FULL DATA").await),
+            Step::RefreshFully => server.refresh_fully().await,
             Step::Restart => {
                 server.stop().await;
                 server = world.serve().await;
