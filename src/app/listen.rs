@@ -17,6 +17,9 @@ use crate::serve::{self, Database, Endpoint, pg};
 /// How often gauges are brought up to date.
 const GAUGE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long the end waits for a refresh to stop.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Where the service can be reached.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
@@ -74,6 +77,8 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
     stop.wait().await;
     tokio::task::spawn_blocking(move || running.join()).await.context("intake did not end in order")?;
     drop(queries);
+    // It stops by itself; nothing of it may touch the data directory once its lock is free.
+    let _ = tokio::time::timeout(END_PATIENCE, core.refresher.settled()).await;
     drop(core);
     match health.failures().as_slice() {
         [] => Ok(()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
 use crate::archive::ArchiveSnapshot;
 use crate::batch::Generation;
@@ -66,8 +66,8 @@ pub struct Refresher {
     shelf: Arc<Shelf>,
     history: Arc<History>,
     refreshes: Arc<Refreshes>,
-    /// Held by the refresh that runs.
-    running: Mutex<Retired>,
+    /// Held by the refresh that runs, until what it gave was compared.
+    running: Arc<Mutex<Retired>>,
     /// Files of attempts of which it is not known whether they were published.
     undecided: parking_lot::Mutex<Vec<String>>,
     wanted: Arc<Notify>,
@@ -165,6 +165,18 @@ pub(super) fn entries(names: &Names, next: Option<&Names>) -> Vec<Entry> {
 /// What the delta holds when the cut is drawn; it is compared with what the archive gives.
 type Leaving = BTreeMap<String, Delta>;
 
+/// A refresh that readers have and that was not compared yet.
+struct Published {
+    next: Arc<Generation>,
+    made: Made,
+    current: Arc<Generation>,
+    leaving: Leaving,
+    names: Arc<Names>,
+    /// Versions that were not there before.
+    new: BTreeSet<String>,
+    attempt: Arc<Attempt>,
+}
+
 impl Refresher {
     pub fn new(means: Means) -> Arc<Self> {
         Arc::new(Self {
@@ -172,7 +184,7 @@ impl Refresher {
             shelf: Arc::new(Shelf::new(means.generations_max)),
             history: Arc::new(History::new(means.reconciliations_max)),
             refreshes: Arc::default(),
-            running: Mutex::default(),
+            running: Arc::default(),
             undecided: parking_lot::Mutex::default(),
             wanted: Arc::default(),
             rescheduled: Notify::new(),
@@ -264,7 +276,7 @@ impl Refresher {
     }
 
     /// Makes the next generation up to the newest archive commits and publishes it to readers; `full` names views
-    /// to compute from the whole archive.
+    /// to compute from the whole archive. Batch and speed are compared behind the answer; the next refresh waits for that.
     ///
     /// When the caller stops waiting, the attempt is cancelled and its files are deleted; but once publication has
     /// begun it is carried out to its end, for a generation that is published, but that no reader of this process
@@ -316,7 +328,7 @@ impl Refresher {
         order: Order,
         attempt: &Arc<Attempt>,
     ) -> Result<GenerationId, RefreshError> {
-        let mut retired = self.running.lock().await;
+        let mut running = Arc::clone(&self.running).lock_owned().await;
         if attempt.is_cancelled() {
             return Err(RefreshError::Cancelled);
         }
@@ -388,14 +400,33 @@ impl Refresher {
         self.means.roster.want(entries(&names, None));
         self.means.metrics.generation.set(i64::try_from(next.id.0).unwrap_or(i64::MAX));
         tracing::info!(generation = next.id.0, took = ?began.elapsed(), "generation published");
-        // Readers have it; only now its two computations are compared.
-        self.reconcile(&current, &made, &leaving, &names, &new).await;
-        self.shelve(&mut retired, &next);
+        self.shelve(&mut running, &next);
+        self.refreshes.published(next.id);
+        // Readers have it; only now its two computations are compared, and nobody needs to wait for that.
+        let (me, id, attempt) = (Arc::clone(self), next.id, Arc::clone(attempt));
+        let rest = async move {
+            me.finish(running, Published { next, made, current, leaving, names, new, attempt }).await
+        };
+        drop(self.spawn("reconciliation", &self.means.health, rest));
+        Ok(id)
+    }
+
+    /// Compares what was published, and lets go of what nobody needs any more. When the process ends, the comparison does.
+    async fn finish(&self, mut running: OwnedMutexGuard<Retired>, published: Published) {
+        let Published { next, made, current, leaving, names, new, attempt } = published;
+        tokio::select! {
+            () = self.reconcile(&current, &made, &leaving, &names, &new) => {}
+            () = self.means.shutdown.wait() => tracing::warn!(generation = next.id.0, "batch and speed not compared"),
+        }
         drop((current, leaving));
         let undecided = std::mem::take(&mut *self.undecided.lock());
-        self.collect(&mut retired, &next, attempt.written().into_iter().chain(undecided)).await;
-        self.refreshes.end(next.id, outcome, self.means.clock.now(), None);
-        Ok(next.id)
+        self.collect(&mut running, &next, attempt.written().into_iter().chain(undecided)).await;
+        self.refreshes.end(next.id, WorkOutcome::Done, self.means.clock.now(), None);
+    }
+
+    /// Waits until no refresh runs and the last one was compared.
+    pub async fn settled(&self) {
+        drop(self.running.lock().await);
     }
 
     /// Has intake compute the new views of `names` too, beside those there are, and waits until the archive holds every

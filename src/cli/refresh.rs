@@ -1,5 +1,6 @@
 //! `viewledger refresh`: makes the next generation, in the running server or, when none runs, right here.
 
+use std::fmt::Display;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -44,17 +45,19 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     log_to_stderr(&config);
     let began = Instant::now();
     let free = ProcessLock::acquire(&config.storage.data_dir).map(drop);
-    let generation = io_runtime()?.block_on(async {
+    let tell = |generation: &dyn Display| {
+        println!("generation {generation} published in {:.1} s", began.elapsed().as_secs_f64());
+    };
+    io_runtime()?.block_on(async {
         match free {
-            Ok(()) => here(config, &args).await,
-            Err(_) => in_server(&config, &args).await,
+            Ok(()) => here(config, &args, tell).await,
+            Err(_) => in_server(&config, &args).await.map(|generation| tell(&generation)),
         }
     })?;
-    println!("generation {generation} published in {:.1} s", began.elapsed().as_secs_f64());
     Ok(ExitCode::SUCCESS)
 }
 
-async fn here(config: Config, args: &Args) -> anyhow::Result<String> {
+async fn here(config: Config, args: &Args, tell: impl Fn(&dyn Display)) -> anyhow::Result<()> {
     let shutdown = Shutdown::default();
     end_on_signal(&shutdown, &Health::default());
     let core = Core::open(config, shutdown).await?;
@@ -74,7 +77,13 @@ async fn here(config: Config, args: &Args) -> anyhow::Result<String> {
     tokio::pin!(refresh);
     loop {
         tokio::select! {
-            made = &mut refresh => return Ok(made?.to_string()),
+            made = &mut refresh => {
+                drop(shown);
+                tell(&made?);
+                // What was published is compared before the process ends.
+                core.refresher.settled().await;
+                return Ok(());
+            }
             () = tokio::time::sleep(LOOK_INTERVAL) => {
                 if let Some(running) = core.refresher.refreshes().all().pop().filter(|last| last.ended.is_none()) {
                     let Progress { view, rows_done, rows, .. } = running.progress;

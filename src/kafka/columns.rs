@@ -184,7 +184,7 @@ pub fn field_value<'de, A: MapAccess<'de>>(map: &mut A, column: &Column) -> Resu
 }
 
 /// Reads `12.5` as 12500 at scale 3; None when digits would be lost or the precision is exceeded.
-fn parse_decimal(text: &str, precision: u8, scale: i8) -> Option<i128> {
+pub(super) fn parse_decimal(text: &str, precision: u8, scale: i8) -> Option<i128> {
     let (negative, digits) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
         None => (false, text),

@@ -17,6 +17,8 @@ use super::{Decoded, RawBatch, RawRecord};
 use crate::catalog::stream::{Column, ColumnType, CompiledCheck, Stream, quarantine_schema};
 use crate::runtime::Micros;
 
+mod usual;
+
 /// Decodes the records of one stream.
 #[derive(Debug)]
 pub struct Decoder {
@@ -100,11 +102,10 @@ impl Decoder {
             return Err(format!("the record has {have} bytes, more than ingest.record_bytes_max {max}"));
         }
         let text = simdutf8::compat::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}"))?;
-        let mut json = serde_json::Deserializer::from_str(text);
-        let undeclared = RowSeed { columns: &self.stream.columns, slots }
-            .deserialize(&mut json)
-            .and_then(|undeclared| json.end().map(|()| undeclared))
-            .map_err(|error| error.to_string())?;
+        let undeclared = match usual::row(text, &self.stream.columns, slots) {
+            Some(()) => None,
+            None => by_serde(text, &self.stream.columns, slots).map_err(|error| error.to_string())?,
+        };
         for (column, slot) in self.stream.columns.iter().zip(slots.iter()) {
             if column.required && slot.is_null() {
                 let state = if *slot == Slot::Null { "null" } else { "missing" };
@@ -199,6 +200,17 @@ impl Decoder {
         columns.push(Arc::new(raw.finish()));
         RecordBatch::try_new(Arc::clone(&self.quarantine), columns).expect("the columns are those of the schema")
     }
+}
+
+/// Reads any record, and says what is wrong with one that is none.
+fn by_serde<'a>(
+    text: &'a str,
+    columns: &[Column],
+    slots: &mut Vec<Slot<'a>>,
+) -> Result<Option<String>, serde_json::Error> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let undeclared = RowSeed { columns, slots }.deserialize(&mut json)?;
+    json.end().map(|()| undeclared)
 }
 
 /// A record that is set aside, and why.

@@ -26,6 +26,8 @@ pub struct Asked {
 pub struct Refresh {
     pub asked: Asked,
     pub progress: Progress,
+    /// The generation that readers have of it; it is compared from then on.
+    pub published: Option<GenerationId>,
     /// None while it runs.
     pub ended: Option<Ended>,
 }
@@ -45,20 +47,33 @@ pub struct Refreshes(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    running: Option<(Asked, Arc<Attempt>)>,
+    running: Option<Running>,
     ended: VecDeque<Refresh>,
+}
+
+#[derive(Debug)]
+struct Running {
+    asked: Asked,
+    attempt: Arc<Attempt>,
+    published: Option<GenerationId>,
 }
 
 impl Refreshes {
     pub fn begin(&self, asked: Asked, attempt: &Arc<Attempt>) {
-        self.0.lock().running = Some((asked, Arc::clone(attempt)));
+        self.0.lock().running = Some(Running { asked, attempt: Arc::clone(attempt), published: None });
+    }
+
+    pub fn published(&self, generation: GenerationId) {
+        if let Some(running) = &mut self.0.lock().running {
+            running.published = Some(generation);
+        }
     }
 
     pub fn end(&self, generation: GenerationId, outcome: WorkOutcome, at: Micros, error: Option<String>) {
         let mut state = self.0.lock();
-        let Some((asked, attempt)) = state.running.take() else { return };
+        let Some(Running { asked, attempt, published }) = state.running.take() else { return };
         let ended = Some(Ended { at, generation, outcome, error });
-        state.ended.push_back(Refresh { asked, progress: attempt.progress(), ended });
+        state.ended.push_back(Refresh { asked, progress: attempt.progress(), published, ended });
         let excess = state.ended.len().saturating_sub(REMEMBERED_MAX);
         state.ended.drain(..excess);
     }
@@ -66,9 +81,10 @@ impl Refreshes {
     /// Oldest first; the one that runs is the last.
     pub fn all(&self) -> Vec<Refresh> {
         let state = self.0.lock();
-        let running = state.running.iter().map(|(asked, attempt)| Refresh {
-            asked: asked.clone(),
-            progress: attempt.progress(),
+        let running = state.running.iter().map(|running| Refresh {
+            asked: running.asked.clone(),
+            progress: running.attempt.progress(),
+            published: running.published,
             ended: None,
         });
         state.ended.iter().cloned().chain(running).collect()

@@ -198,12 +198,13 @@ fn refreshes(around: &Surroundings) -> Columns {
     let ended = all.iter().map(|refresh| refresh.ended.as_ref().map(|ended| ended.at)).collect();
     let mut columns: Columns = columns!(all.iter().collect(),
         "state": StringArray = |r| Some(match r.ended.as_ref().map(|ended| ended.outcome) {
+            None if r.published.is_some() => "comparing",
             None => "running",
             Some(WorkOutcome::Done) => "done",
             Some(WorkOutcome::Failed) => "failed",
             Some(WorkOutcome::Cancelled) => "cancelled",
         }),
-        "generation": UInt64Array = |r| r.ended.as_ref().map(|ended| ended.generation.0),
+        "generation": UInt64Array = |r| r.published.or(r.ended.as_ref().map(|ended| ended.generation)).map(|id| id.0),
         "full_views": StringArray = |r| (!r.asked.full.is_empty()).then(|| r.asked.full.join(", ")),
         "view": StringArray = |r| r.progress.view.clone(),
         "views_done": UInt64Array = |r| Some(r.progress.views_done),

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt};
@@ -59,6 +60,7 @@ pub struct FaultyStore {
     plan: Mutex<Option<(usize, Fault)>>,
     hook: Mutex<Option<Hook>>,
     deaf: AtomicBool,
+    held: Mutex<Option<Path>>,
     listing: Mutex<Listing>,
 }
 
@@ -71,6 +73,7 @@ impl FaultyStore {
             plan: Mutex::new(None),
             hook: Mutex::new(None),
             deaf: AtomicBool::new(false),
+            held: Mutex::new(None),
             listing: Mutex::new(Listing::True),
         })
     }
@@ -97,6 +100,11 @@ impl FaultyStore {
     /// What another process sees.
     pub fn without_faults(&self) -> Storage {
         Storage::over(Arc::clone(&self.inner))
+    }
+
+    /// From now on reads below `prefix` wait, until none is named.
+    pub fn hold_reads(&self, prefix: Option<Path>) {
+        *self.held.lock() = prefix;
     }
 
     /// Reads seen so far.
@@ -172,6 +180,9 @@ impl ObjectStore for FaultyStore {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         self.reads.fetch_add(1, Ordering::SeqCst);
+        while self.held.lock().as_ref().is_some_and(|held| location.prefix_matches(held)) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         if self.deaf.swap(false, Ordering::SeqCst) {
             return Err(failure(std::io::ErrorKind::TimedOut.into()));
         }

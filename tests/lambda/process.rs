@@ -245,7 +245,11 @@ impl Process {
     pub fn refresh(&mut self, runtime: &Runtime, full: Vec<String>) -> Refresh {
         let refresh = self.refresh.take().unwrap_or_else(|| {
             let (refresher, cell) = (Arc::clone(&self.core.refresher), Arc::clone(&self.core.cell));
-            runtime.spawn(async move { refresher.refresh(&cell, full).await })
+            runtime.spawn(async move {
+                let made = refresher.refresh(&cell, full).await;
+                refresher.settled().await;
+                made
+            })
         });
         if !pump(runtime, &refresh, self.access.gate(Lane::Batch)) {
             self.refresh = Some(refresh);

@@ -189,7 +189,7 @@ async fn carry_out(schedule: Vec<Step>) {
             Step::Replace(definition) => versions.replace(&server, definition).await,
             Step::Promote => versions.promote(&server).await,
             Step::DropStandby => versions.drop_standby(&server).await,
-            Step::RefreshFully => drop(server.rows("REFRESH MATERIALIZED VIEW pages WITH FULL DATA").await),
+            Step::RefreshFully => server.refresh_fully().await,
             Step::Restart => {
                 server.stop().await;
                 server = world.serve().await;

@@ -19,7 +19,7 @@ async fn every_refresh_is_reconciled_also_after_a_restart() {
     let groups =
         "SELECT groups, after_epoch < to_epoch, restored_to_epoch FROM system.reconciliation WHERE view = 'pages'";
     assert_eq!(server.one(groups).await, "3|t|0");
-    server.rows("REFRESH MATERIALIZED VIEW pages WITH FULL DATA").await;
+    server.refresh_fully().await;
     let full = "SELECT view, groups, differing, after_epoch FROM system.reconciliation WHERE generation = 2";
     assert_eq!(server.rows(full).await, ["pages|3|0|0"], "only what was computed is compared");
     world.kafka.write(clicks("second", 0, 100));

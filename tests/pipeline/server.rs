@@ -124,7 +124,17 @@ impl Ask {
     }
 
     pub async fn refresh(&self) {
-        self.rows("REFRESH MATERIALIZED VIEW pages").await;
+        self.refresh_by("REFRESH MATERIALIZED VIEW pages").await;
+    }
+
+    pub async fn refresh_fully(&self) {
+        self.refresh_by("REFRESH MATERIALIZED VIEW pages WITH FULL DATA").await;
+    }
+
+    /// Refreshes and waits until batch and speed were compared, which the answer does not.
+    async fn refresh_by(&self, sql: &str) {
+        self.rows(sql).await;
+        self.until("SELECT count(*) FROM system.refreshes WHERE ended_at IS NULL", &["0"]).await;
     }
 
     /// Every view answers what its query over the records answers, in the same snapshot.

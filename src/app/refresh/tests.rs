@@ -156,7 +156,9 @@ impl Stage {
 
     async fn refresh(&self, full: &[&str]) -> Result<u64, RefreshError> {
         let full = full.iter().map(|view| (*view).to_owned()).collect();
-        self.refresher.refresh(&self.cell, full).await.map(number)
+        let made = self.refresher.refresh(&self.cell, full).await.map(number);
+        self.refresher.settled().await;
+        made
     }
 
     /// Names of all files of batch views in storage.
@@ -339,6 +341,51 @@ async fn a_cancelled_refresh_leaves_nothing_wherever_it_is_cancelled() {
         assert!(write < 20, "it never succeeds");
     }
     assert!(cancelled >= 2, "cancelled {cancelled} times");
+}
+
+/// The comparison reads what was published; the answer does not wait for it, and the next refresh does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refresh_answers_when_it_is_published_and_the_next_one_waits_for_the_comparison() {
+    let mut stage = new_stage().await;
+    stage.write(300).await;
+    // The manifest is the third write, behind a file of each view.
+    let faulty = Arc::clone(&stage.faulty);
+    stage.faulty.at_write(2, move || faulty.hold_reads(Some(paths::views())));
+    assert_eq!(stage.refresher.refresh(&stage.cell, Vec::new()).await.unwrap(), GenerationId(1));
+    assert_eq!(stage.cell.load().generation.id, GenerationId(1));
+    assert_eq!(stage.refresher.history().findings().len(), 0, "the comparison cannot have read anything");
+    let states = |stage: &Stage| -> Vec<(Option<GenerationId>, bool)> {
+        let all = stage.refresher.refreshes().all();
+        all.iter().map(|refresh| (refresh.published, refresh.ended.is_some())).collect()
+    };
+    assert_eq!(states(&stage), [(Some(GenerationId(1)), false)]);
+    let next = tokio::spawn({
+        let (refresher, cell) = (Arc::clone(&stage.refresher), Arc::clone(&stage.cell));
+        async move { refresher.refresh(&cell, Vec::new()).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(states(&stage).len(), 1, "the next one has begun");
+    stage.faulty.hold_reads(None);
+    assert_eq!(next.await.unwrap().unwrap(), GenerationId(2));
+    stage.refresher.settled().await;
+    assert_all_equal(&stage, 2);
+    stage.assert_tidy().await;
+}
+
+/// A process that ends does not wait for a comparison, and nothing goes on behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_comparison_stops_when_the_process_ends() {
+    let mut stage = new_stage().await;
+    stage.write(300).await;
+    let faulty = Arc::clone(&stage.faulty);
+    stage.faulty.at_write(2, move || faulty.hold_reads(Some(paths::views())));
+    stage.refresher.refresh(&stage.cell, Vec::new()).await.unwrap();
+    stage.refresher.means.shutdown.trigger();
+    stage.refresher.settled().await;
+    assert_eq!(stage.refresher.history().findings().len(), 0);
+    assert_eq!(stage.health.failures(), Vec::<String>::new());
+    stage.faulty.hold_reads(None);
+    stage.assert_tidy().await;
 }
 
 fn archives(stage: &Stage) -> BTreeMap<String, Arc<ArchiveSnapshot>> {
