@@ -13,14 +13,14 @@ use viewledger::archive::dedup::KeyIndex;
 use viewledger::config::Config;
 use viewledger::delta::{Combine, Run, fold};
 use viewledger::kafka::RawBatch;
-use viewledger::position::Epoch;
+use viewledger::position::{Epoch, Offset};
 use viewledger::storage::parquet::ParquetSink;
 
 #[path = "common/records.rs"]
 #[allow(dead_code, reason = "shared with the other benches")]
 mod records;
 
-use records::{Records, STREAM, declared, decoder};
+use records::{PARTITIONS, Records, STREAM, declared, decoder};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -62,7 +62,7 @@ fn decoded(bench: &Bench, records: &mut Records) -> RecordBatch {
 
 fn parts(criterion: &mut Criterion) {
     let bench = bench();
-    let mut records = Records::new(1);
+    let mut records = Records::after(1, vec![Offset(0); PARTITIONS as usize]);
     let mut group = criterion.benchmark_group("parts");
     group.throughput(Throughput::Elements(ROWS as u64));
     group.sample_size(10).measurement_time(Duration::from_secs(4)).warm_up_time(Duration::from_secs(1));

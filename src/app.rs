@@ -15,6 +15,7 @@ use crate::catalog::stream::CompiledCheck;
 use crate::catalog::version::{self, Histories};
 use crate::catalog::{Catalog, Fault, loader};
 use crate::config::Config;
+use crate::delta::Delta;
 use crate::engine::planner::Planner;
 use crate::engine::{Engine, EngineConfig};
 use crate::ingest::committer::{Committer, Work};
@@ -188,13 +189,27 @@ pub struct Core {
 impl Core {
     /// Opens everything on the data directory of `config`. Batch views that are missing are computed here.
     pub async fn open(config: Config, shutdown: Shutdown) -> Result<Self> {
-        let lock = ProcessLock::acquire(&config.storage.data_dir)?;
-        let ground = Ground::of_machine(&config, &lock).await?;
-        Ok(Self { _lock: Some(lock), ..Self::open_on(ground, config, shutdown).await? })
+        let core = Self::begin(config, shutdown).await?;
+        core.restore().await?;
+        Ok(core)
     }
 
     /// As [`Core::open`], on another ground than the machine: the caller makes sure that what must be alone is.
     pub async fn open_on(ground: Ground, config: Config, shutdown: Shutdown) -> Result<Self> {
+        let core = Self::begin_on(ground, config, shutdown).await?;
+        core.restore().await?;
+        Ok(core)
+    }
+
+    /// As [`Core::open`], without the delta: batch views can be read, and what needs more is refused until
+    /// [`Core::restore`].
+    pub async fn begin(config: Config, shutdown: Shutdown) -> Result<Self> {
+        let lock = ProcessLock::acquire(&config.storage.data_dir)?;
+        let ground = Ground::of_machine(&config, &lock).await?;
+        Ok(Self { _lock: Some(lock), ..Self::begin_on(ground, config, shutdown).await? })
+    }
+
+    async fn begin_on(ground: Ground, config: Config, shutdown: Shutdown) -> Result<Self> {
         let Ground { storage, clock, engine, batch_engine, workers, declared, guards } = ground;
         let metrics = Arc::new(Metrics::new());
         let faults = evolution_faults(&storage, &declared).await.context("cannot read the archives")?;
@@ -223,7 +238,7 @@ impl Core {
         });
         let latest = refresher.latest().await?;
         let names = with_history(&engine, &declared, &latest.versions, clock.now()).await?;
-        let (generation, mut names) = refresher.begin(latest, names, &snapshots).await?;
+        let (generation, names) = refresher.begin(latest, names, &snapshots).await?;
 
         let mut streams = BTreeMap::new();
         for (name, archive) in snapshots {
@@ -244,14 +259,11 @@ impl Core {
                 generation.id,
                 generation.epoch(&name)
             );
-            let (delta, readable) =
-                restore::delta(&engine, names, &name, &archive, generation.epoch(&name)).await?;
-            names = readable;
+            let delta = Arc::new(Delta::restored(generation.epoch(&name), archive.epoch, BTreeMap::new()));
             let end = Arc::new(archive.frontier.clone());
             let ledger = Arc::new(archive.ledger.clone());
-            streams.insert(name, StreamSnapshot { archive, delta: Arc::new(delta), end, ledger });
+            streams.insert(name, StreamSnapshot { archive, delta, whole: false, end, ledger });
         }
-        roster.want(refresh::entries(&names, None));
         let cell = Arc::new(SnapshotCell::new(Snapshot { generation, names, streams }));
         let definitions = Definitions {
             engine: Arc::clone(&engine),
@@ -280,6 +292,31 @@ impl Core {
             guards,
             _lock: None,
         })
+    }
+
+    /// Computes the delta of every stream from what the archive holds beyond the generation. No refresh runs meanwhile.
+    pub async fn restore(&self) -> Result<()> {
+        let began = self.clock.instant();
+        let _no_refresh = self.refresher.pause().await;
+        let before = self.cell.load();
+        let mut names = Arc::clone(&before.names);
+        for (name, part) in &before.streams {
+            let delta = restore::delta(&self.engine, names, name, &part.archive, part.delta.base());
+            let (delta, readable) = tokio::select! {
+                restored = delta => restored?,
+                () = self.shutdown.wait() => return Ok(()),
+            };
+            names = readable;
+            self.cell.update(|snapshot| {
+                snapshot.names = Arc::clone(&names);
+                if let Some(stream) = snapshot.streams.get_mut(name) {
+                    (stream.delta, stream.whole) = (Arc::new(delta), true);
+                }
+            });
+        }
+        self.roster.want(refresh::entries(&names, None));
+        tracing::info!(took = ?self.clock.instant().duration_since(began), "delta restored");
+        Ok(())
     }
 
     /// Starts reading Kafka. Ends with shutdown; then [`Intake::join`] it.

@@ -47,10 +47,6 @@ pub struct Records {
 }
 
 impl Records {
-    pub fn new(seed: u64) -> Self {
-        Self::after(seed, vec![Offset(0); PARTITIONS as usize])
-    }
-
     /// As if those below `next`, an offset a partition, had been drawn before.
     pub fn after(seed: u64, next: Vec<Offset>) -> Self {
         let drawn: i64 = next.iter().map(|offset| offset.0).sum();

@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use viewledger::app::{Core, restore};
 use viewledger::archive::{Kind, dedup};
 use viewledger::config::Config;
-use viewledger::position::Epoch;
 use viewledger::runtime::Shutdown;
 
 use crate::fill;

@@ -59,7 +59,7 @@ async fn measure() -> Result<()> {
         core.refresher.refresh(&core.cell, vec![VIEW.to_owned()]).await?;
         let ours = began.elapsed().as_secs_f64();
         // The comparison goes on behind the answer; the next turn of the peer must not share the cores with it.
-        core.refresher.settled().await;
+        drop(core.refresher.pause().await);
         let settled = began.elapsed().as_secs_f64();
         println!(
             "pair {pair}: DuckDB {peer:.2} s, refresh {ours:.2} s (compared after {settled:.2} s), ratio {:.2}",

@@ -150,6 +150,9 @@ impl Database for Merged {
         let known = self.status.partitions();
         let unread = self.declared.names.streams.keys().filter(|stream| !known.contains_key(*stream));
         reasons.extend(unread.map(|stream| format!("stream {stream}: its topic was not read yet")));
+        let snapshot = self.cell.load();
+        let restoring = snapshot.streams.iter().filter(|(_, stream)| !stream.whole);
+        reasons.extend(restoring.map(|(name, _)| format!("stream {name}: its delta is being computed")));
         Readiness { ready: reasons.is_empty(), reasons }
     }
 }

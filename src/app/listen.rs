@@ -38,7 +38,7 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
     let http_listener = http.listen().await?;
     let addresses = Addresses { pg: pg_listener.local_addr()?, http: http_listener.local_addr()? };
 
-    let mut core = Core::open(config, shutdown.clone()).await?;
+    let mut core = Core::begin(config, shutdown.clone()).await?;
     let health = core.health.clone();
     let limits = serve::Limits {
         connections_max: core.config.server.connections_max,
@@ -49,12 +49,6 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
     let database: Arc<dyn Database> = Arc::new(Merged::new(&core));
     let service = QueryService::new(Arc::clone(&database), limits, queries.handle(), Arc::clone(&core.metrics))?;
 
-    let running = core.start_intake().await?;
-    let schedule = {
-        let interval_max = core.config.refresh.interval_max;
-        Arc::clone(&core.refresher).keep_schedule(Arc::clone(&core.cell), interval_max)
-    };
-    spawn("refresh schedule", &health, schedule);
     spawn("gauges", &health, gauges(&core));
     let (stop, poison) = (shutdown.clone(), health.clone());
     spawn("http", &health, {
@@ -73,12 +67,20 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
             }
         }
     });
+    // Batch views can be read from here on.
+    core.restore().await?;
+    let running = core.start_intake().await?;
+    let schedule = {
+        let interval_max = core.config.refresh.interval_max;
+        Arc::clone(&core.refresher).keep_schedule(Arc::clone(&core.cell), interval_max)
+    };
+    spawn("refresh schedule", &health, schedule);
     ready(addresses);
     stop.wait().await;
     tokio::task::spawn_blocking(move || running.join()).await.context("intake did not end in order")?;
     drop(queries);
     // It stops by itself; nothing of it may touch the data directory once its lock is free.
-    let _ = tokio::time::timeout(END_PATIENCE, core.refresher.settled()).await;
+    let _ = tokio::time::timeout(END_PATIENCE, core.refresher.pause()).await;
     drop(core);
     match health.failures().as_slice() {
         [] => Ok(()),

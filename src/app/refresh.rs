@@ -424,9 +424,9 @@ impl Refresher {
         self.refreshes.end(next.id, WorkOutcome::Done, self.means.clock.now(), None);
     }
 
-    /// Waits until no refresh runs and the last one was compared.
-    pub async fn settled(&self) {
-        drop(self.running.lock().await);
+    /// Waits until no refresh runs and the last one was compared; none begins while the answer is held.
+    pub async fn pause(&self) -> impl Drop + use<> {
+        Arc::clone(&self.running).lock_owned().await
     }
 
     /// Has intake compute the new views of `names` too, beside those there are, and waits until the archive holds every

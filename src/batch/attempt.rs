@@ -17,6 +17,7 @@ pub struct Attempt {
     /// Records of all views together, those of finished views, and what is being computed.
     rows: AtomicU64,
     rows_done: AtomicU64,
+    bytes_done: AtomicU64,
     views_done: AtomicU64,
     working: Mutex<Option<Working>>,
 }
@@ -38,6 +39,8 @@ pub struct Progress {
     /// Records read so far, and those to read.
     pub rows_done: u64,
     pub rows: u64,
+    /// Bytes of files read so far.
+    pub bytes_read: u64,
 }
 
 impl Attempt {
@@ -75,13 +78,15 @@ impl Attempt {
 
     pub(super) fn runs(&self, plan: &Arc<dyn ExecutionPlan>) {
         if let Some(working) = self.working.lock().as_mut() {
-            working.plan = Some(Arc::clone(plan));
+            let before = working.plan.replace(Arc::clone(plan));
+            self.bytes_done.fetch_add(before.as_ref().map_or(0, bytes_read), Ordering::Relaxed);
         }
     }
 
     pub(super) fn ends(&self) {
         if let Some(working) = self.working.lock().take() {
             self.rows_done.fetch_add(working.rows, Ordering::Relaxed);
+            self.bytes_done.fetch_add(working.plan.as_ref().map_or(0, bytes_read), Ordering::Relaxed);
             self.views_done.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -97,8 +102,20 @@ impl Attempt {
             views_done: self.views_done.load(Ordering::Relaxed),
             rows_done: self.rows_done.load(Ordering::Relaxed) + now,
             rows: self.rows.load(Ordering::Relaxed),
+            bytes_read: self.bytes_done.load(Ordering::Relaxed)
+                + working.as_ref().and_then(|working| working.plan.as_ref()).map_or(0, bytes_read),
         }
     }
+}
+
+/// What the leaves of a running plan have read from files so far.
+fn bytes_read(plan: &Arc<dyn ExecutionPlan>) -> u64 {
+    let children = plan.children();
+    if children.is_empty() {
+        let scanned = plan.metrics().and_then(|metrics| metrics.sum_by_name("bytes_scanned"));
+        return scanned.map_or(0, |bytes| bytes.as_usize() as u64);
+    }
+    children.into_iter().map(bytes_read).sum()
 }
 
 /// What the leaves of a running plan have given so far.

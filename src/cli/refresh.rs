@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 use super::{Common, end_on_signal, io_runtime, log_to_stderr, signal};
 use crate::app::Core;
@@ -38,7 +38,7 @@ pub struct Args {
 /// How often progress is looked at, and told where there is no terminal.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 const TELL_INTERVAL: Duration = Duration::from_secs(5);
-const BAR: &str = "{msg} {wide_bar} {human_pos} of {human_len} records, {per_sec}, {eta} left";
+const BAR: &str = "{prefix} {wide_bar} {human_pos} of {human_len} records, {msg} read, {per_sec}, {eta} left";
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.common.load()?;
@@ -81,13 +81,13 @@ async fn here(config: Config, args: &Args, tell: impl Fn(&dyn Display)) -> anyho
                 drop(shown);
                 tell(&made?);
                 // What was published is compared before the process ends.
-                core.refresher.settled().await;
+                drop(core.refresher.pause().await);
                 return Ok(());
             }
             () = tokio::time::sleep(LOOK_INTERVAL) => {
                 if let Some(running) = core.refresher.refreshes().all().pop().filter(|last| last.ended.is_none()) {
-                    let Progress { view, rows_done, rows, .. } = running.progress;
-                    shown.show(view.as_deref(), rows_done, rows);
+                    let Progress { view, rows_done, rows, bytes_read, .. } = running.progress;
+                    shown.show(view.as_deref(), rows_done, rows, bytes_read);
                 }
             }
         }
@@ -140,7 +140,7 @@ async fn connect(config: &Config) -> anyhow::Result<tokio_postgres::Client> {
 
 /// Shows how far the running refresh is, for as long as it is polled.
 async fn watch(client: &tokio_postgres::Client) {
-    let sql = "SELECT view, rows_done::bigint, rows::bigint FROM system.refreshes WHERE state = 'running'";
+    let sql = "SELECT view, rows_done::bigint, rows::bigint, bytes_read::bigint FROM system.refreshes WHERE state = 'running'";
     let mut shown = Shown::default();
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
@@ -148,7 +148,7 @@ async fn watch(client: &tokio_postgres::Client) {
         let Ok(Some(row)) = client.query_opt(sql, &[]).await else { continue };
         let count =
             |column: usize| row.get::<_, Option<i64>>(column).and_then(|n| u64::try_from(n).ok()).unwrap_or(0);
-        shown.show(row.get::<_, Option<String>>(0).as_deref(), count(1), count(2));
+        shown.show(row.get::<_, Option<String>>(0).as_deref(), count(1), count(2), count(3));
     }
 }
 
@@ -160,7 +160,7 @@ struct Shown {
 }
 
 impl Shown {
-    fn show(&mut self, view: Option<&str>, rows_done: u64, rows: u64) {
+    fn show(&mut self, view: Option<&str>, rows_done: u64, rows: u64, bytes_read: u64) {
         let view = view.unwrap_or("publishing");
         if std::io::stderr().is_terminal() {
             let bar = self.bar.get_or_insert_with(|| {
@@ -169,10 +169,11 @@ impl Shown {
             });
             bar.set_length(rows);
             bar.set_position(rows_done);
-            bar.set_message(view.to_owned());
+            bar.set_prefix(view.to_owned());
+            bar.set_message(HumanBytes(bytes_read).to_string());
         } else if self.told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL) {
             self.told = Some(Instant::now());
-            tracing::info!(view, rows_done, rows, "refreshing");
+            tracing::info!(view, rows_done, rows, bytes_read, "refreshing");
         }
     }
 }

@@ -90,17 +90,8 @@ impl Committer {
         chore: Chore,
         answer: oneshot::Sender<Result<Arc<ArchiveSnapshot>, ArchiveError>>,
     ) -> Result<(), ArchiveError> {
-        let done = self.io.block_on(async {
-            match &chore {
-                Chore::CatchUp => self.archive.catch_up().await,
-                Chore::Rewrite(rewrite) => self.archive.rewrite(rewrite).await,
-            }
-        });
-        let answered = match done {
-            Ok(snapshot) => {
-                self.cell.update_stream(&self.stream, |stream| stream.archive = Arc::clone(&snapshot));
-                answer.send(Ok(snapshot))
-            }
+        let answered = match self.io.clone().block_on(self.carry_out(&chore)) {
+            Ok(snapshot) => answer.send(Ok(snapshot)),
             Err(error) if error.is_retryable() || matches!(error, ArchiveError::Rewrite { .. }) => {
                 answer.send(Err(error))
             }
@@ -109,6 +100,16 @@ impl Committer {
         // Who asked may have gone; the archive stands as it stands.
         drop(answered);
         Ok(())
+    }
+
+    /// Does it, and shows readers what the archive is then.
+    pub async fn carry_out(&mut self, chore: &Chore) -> Result<Arc<ArchiveSnapshot>, ArchiveError> {
+        let snapshot = match chore {
+            Chore::CatchUp => self.archive.catch_up().await?,
+            Chore::Rewrite(rewrite) => self.archive.rewrite(rewrite).await?,
+        };
+        self.cell.update_stream(&self.stream, |stream| stream.archive = Arc::clone(&snapshot));
+        Ok(snapshot)
     }
 
     /// Encodes what came. An epoch that ended here must be committed before anything else is taken.

@@ -104,6 +104,13 @@ pub async fn declared_tables(names: &Names) -> Result<Vec<(&'static str, String,
     Ok(tables)
 }
 
+/// What a reader of a view is told while a start computes its delta.
+#[derive(Debug, thiserror::Error)]
+#[error("view {view} is not whole yet: the process has begun, and computes what came since the last generation")]
+pub struct Restoring {
+    view: String,
+}
+
 /// A version of a view, as a table.
 #[derive(Debug)]
 pub struct VersionTable {
@@ -306,7 +313,11 @@ impl PinnedSchema {
             parts.push(Arc::new(states.table(Arc::clone(&schema))));
         }
         if self.kind != SchemaKind::Batch && self.as_of.is_none() {
-            let states = self.stream(stream)?.delta.states(instance);
+            let part = self.stream(stream)?;
+            if !part.whole {
+                return Err(DataFusionError::External(Box::new(Restoring { view: name.to_owned() })));
+            }
+            let states = part.delta.states(instance);
             parts.push(in_memory(&schema, states)?);
         }
         if parts.is_empty() {

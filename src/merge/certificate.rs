@@ -50,7 +50,10 @@ impl Certificate {
                 let stream = snapshot.streams.get(name)?;
                 let frontier = generation.frontier.0.get(name).cloned().unwrap_or_default();
                 let end = if as_of.is_some() { &frontier } else { stream.end.as_ref() };
-                let (lag, missing) = missing(end, &stream.end, known.get(name));
+                let (lag, mut missing) = missing(end, &stream.end, known.get(name));
+                if !stream.whole {
+                    missing.push("what came since the generation is being computed".to_owned());
+                }
                 let certificate = StreamCertificate {
                     end: end.next.clone(),
                     frontier: frontier.next,

@@ -30,6 +30,8 @@ pub struct Snapshot {
 pub struct StreamSnapshot {
     pub archive: Arc<ArchiveSnapshot>,
     pub delta: Arc<Delta>,
+    /// False while a start computes the delta: then only batch views can be read.
+    pub whole: bool,
     /// Where the delta ends: everything below is counted.
     pub end: Arc<StreamFrontier>,
     /// What was passed up to `end`, and where it went.

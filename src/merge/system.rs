@@ -210,6 +210,7 @@ fn refreshes(around: &Surroundings) -> Columns {
         "views_done": UInt64Array = |r| Some(r.progress.views_done),
         "rows_done": UInt64Array = |r| Some(r.progress.rows_done),
         "rows": UInt64Array = |r| Some(r.progress.rows),
+        "bytes_read": UInt64Array = |r| Some(r.progress.bytes_read),
         "error": StringArray = |r| r.ended.as_ref().and_then(|ended| ended.error.clone()),
     );
     columns.insert(0, ("begun_at", instant(begun)));

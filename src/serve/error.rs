@@ -9,6 +9,7 @@ use datafusion::sql::sqlparser::parser::ParserError;
 use datafusion::sql::sqlparser::tokenizer::Location;
 
 use super::{DefineError, RefreshError, ServeError};
+use crate::merge::catalog::Restoring;
 
 /// A code of PostgreSQL's appendix A.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -247,6 +248,10 @@ fn external(inner: &(dyn std::error::Error + Send + Sync + 'static)) -> QueryErr
     }
     if let Some(error) = inner.downcast_ref::<DataFusionError>() {
         return classify(error);
+    }
+    if inner.is::<Restoring>() {
+        return QueryError::new(SqlState::CANNOT_CONNECT_NOW, inner.to_string())
+            .hint("try again in a moment; the schema batch has what the last generation holds");
     }
     if let Some(error) = inner.downcast_ref::<ArrowError>() {
         return arrow_error(error);

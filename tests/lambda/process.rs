@@ -13,12 +13,13 @@ use viewledger::app::guards::Guards;
 use viewledger::app::refresh::Workers;
 use viewledger::app::{Core, Declared, Ground, Wired, declare};
 use viewledger::archive::ArchiveError;
+use viewledger::archive::compact::{self, Damaged, Workbench};
 use viewledger::archive::writer::EncodedEpoch;
 use viewledger::batch::run::RefreshError;
 use viewledger::config::Config;
 use viewledger::engine::{Engine, EngineConfig};
 use viewledger::ingest::Ingest;
-use viewledger::ingest::committer::{Attempt, Committer, Work};
+use viewledger::ingest::committer::{Attempt, Chore, Committer, Work};
 use viewledger::kafka::decode::Decoder;
 use viewledger::kafka::{RawBatch, Sink, SinkError};
 use viewledger::position::{Epoch, GenerationId, StreamFrontier};
@@ -29,6 +30,9 @@ use crate::bucket::{Access, Gate, Lane};
 
 /// How long an epoch stays open, by the clock that is moved by hand.
 pub const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Small, so that two files are enough to be put together.
+const COMPACT_BYTES: u64 = 16 << 10;
 
 /// What all processes of one thread share, because making it takes long.
 pub struct Stage {
@@ -241,13 +245,33 @@ impl Process {
         }
     }
 
+    /// Puts the next small files of the archive together, unless a commit is under way; false when none are due.
+    pub fn compact(&mut self, runtime: &Runtime, source: usize) -> Result<bool, String> {
+        let line = &mut self.lines[source];
+        let (core, Some(mut committer)) = (&self.core, line.committer.take()) else { return Ok(false) };
+        let snapshot = core.cell.load();
+        let below = snapshot.generation.epoch(&line.name);
+        let due = compact::due(&snapshot.streams[&line.name].archive, below, COMPACT_BYTES, &Damaged::new());
+        let stream = Arc::clone(&snapshot.names.streams[&line.name]);
+        let (storage, engine, shutdown) = (core.storage(), &core.engine, &core.shutdown);
+        let done = runtime.block_on(async {
+            let Some(files) = due else { return Ok(false) };
+            let bench = Workbench { engine, storage, stream: &stream, shutdown };
+            let rewrite = bench.put_together(files).await.map_err(|error| error.to_string())?;
+            committer.carry_out(&Chore::Rewrite(rewrite)).await.map_err(|error| error.to_string())?;
+            Ok(true)
+        });
+        line.committer = Some(committer);
+        done
+    }
+
     /// Begins a refresh, or goes on with the one that was begun.
     pub fn refresh(&mut self, runtime: &Runtime, full: Vec<String>) -> Refresh {
         let refresh = self.refresh.take().unwrap_or_else(|| {
             let (refresher, cell) = (Arc::clone(&self.core.refresher), Arc::clone(&self.core.cell));
             runtime.spawn(async move {
                 let made = refresher.refresh(&cell, full).await;
-                refresher.settled().await;
+                drop(refresher.pause().await);
                 made
             })
         });

@@ -42,6 +42,8 @@ enum Step {
     Commit,
     Refresh,
     RefreshFully,
+    /// Puts files of the archive together.
+    Compact,
     /// Begins a refresh, or lets the running one do this many operations on the bucket.
     RefreshPartly(u8),
     Crash,
@@ -91,6 +93,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Commit),
         2 => Just(Step::Refresh),
         1 => Just(Step::RefreshFully),
+        1 => Just(Step::Compact),
         2 => (0..4_u8).prop_map(Step::RefreshPartly),
         1 => Just(Step::Crash),
         1 => (0..6_u8, any::<bool>()).prop_map(|(writes, after)| Step::CrashAtWrite(writes, after)),
@@ -271,6 +274,18 @@ impl Case<'_> {
                 let full = if matches!(step, Step::RefreshFully) { vec!["v".to_owned()] } else { vec![] };
                 self.process()?.access.open_gates();
                 self.refresh(full)?;
+                depth = Depth::Everything;
+            }
+            Step::Compact => {
+                let stage = self.stage;
+                while !self.process()?.access.is_dead() {
+                    match self.process()?.compact(&stage.runtime, 0) {
+                        Ok(true) => {}
+                        Ok(false) => break,
+                        Err(_) if self.process()?.access.is_dead() => break,
+                        Err(error) => return Err(format!("compact: {error}")),
+                    }
+                }
                 depth = Depth::Everything;
             }
             Step::RefreshPartly(operations) => {

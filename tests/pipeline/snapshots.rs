@@ -1,6 +1,12 @@
 //! What a query reads: one snapshot a transaction, older generations on request, and the certificate of either.
 
+use datafusion::arrow::array::AsArray;
+use datafusion::arrow::datatypes::Int64Type;
 use serde_json::Value;
+use viewledger::app::Core;
+use viewledger::app::database::Merged;
+use viewledger::runtime::Shutdown;
+use viewledger::serve::{DATABASE, Database};
 
 use crate::server::{Ask, rows};
 use crate::world::{World, click, clicks};
@@ -97,6 +103,40 @@ async fn older_generations_are_read_as_they_were_until_they_are_collected() {
     let runs = server.one("SELECT sum(batch_runs) FROM system.views").await;
     assert_eq!(world.batch_files().to_string(), runs, "files that no generation names are left");
     server.stop().await;
+}
+
+/// What a start can answer before it has computed what came since the generation, and what not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batch_views_are_read_before_the_delta_is_there() {
+    let world = World::new(2).await;
+    let server = world.serve().await;
+    let mut passed = 0;
+    write(&world, &server, "a", &mut passed).await;
+    server.refresh().await;
+    write(&world, &server, "b", &mut passed).await;
+    server.stop().await;
+
+    let core = Core::begin(world.config(), Shutdown::default()).await.unwrap();
+    let database = Merged::new(&core);
+    let ask = async |sql: &str| {
+        let session = database.session();
+        session.register_catalog(DATABASE, database.pin().unwrap());
+        let batches = session.sql(sql).await.map_err(|error| error.to_string())?.collect().await;
+        let batches = batches.map_err(|error| error.to_string())?;
+        Ok::<i64, String>(batches[0].column(0).as_primitive::<Int64Type>().value(0))
+    };
+    assert_eq!(ask("SELECT sum(total) FROM batch.pages").await, Ok(11));
+    assert_eq!(ask("SELECT count(*) FROM raw.clicks").await, Ok(22));
+    for view in ["pages", "speed.pages"] {
+        let refused = ask(&format!("SELECT sum(total) FROM {view}")).await.unwrap_err();
+        assert!(refused.contains("view pages is not whole yet"), "{refused}");
+    }
+    let ready = database.readiness();
+    assert!(!ready.ready && ready.reasons.iter().any(|reason| reason.contains("being computed")), "{ready:?}");
+    let json = database.certificate(database.pin().unwrap().as_ref()).unwrap().json;
+    assert!(json.contains("what came since the generation is being computed"), "{json}");
+    core.restore().await.unwrap();
+    assert_eq!(ask("SELECT sum(total) FROM pages").await, Ok(22));
 }
 
 /// Generations 2 to 4 can be read, and so can the present.

@@ -145,7 +145,7 @@ impl World {
         views.map(|view| std::fs::read_dir(view.unwrap().path()).unwrap().count()).sum()
     }
 
-    fn config(&self) -> Config {
+    pub fn config(&self) -> Config {
         let settings = self.settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
         Config::load(None, settings).unwrap()
     }

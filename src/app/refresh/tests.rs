@@ -79,6 +79,7 @@ async fn stage(faulty: Arc<FaultyStore>, generations_max: usize) -> Stage {
     let (delta, names) = restore::delta(&engine, names, "clicks", &snapshot, base).await.unwrap();
     let part = StreamSnapshot {
         delta: Arc::new(delta),
+        whole: true,
         end: Arc::new(snapshot.frontier.clone()),
         ledger: Arc::new(snapshot.ledger.clone()),
         archive: snapshot,
@@ -157,7 +158,7 @@ impl Stage {
     async fn refresh(&self, full: &[&str]) -> Result<u64, RefreshError> {
         let full = full.iter().map(|view| (*view).to_owned()).collect();
         let made = self.refresher.refresh(&self.cell, full).await.map(number);
-        self.refresher.settled().await;
+        drop(self.refresher.pause().await);
         made
     }
 
@@ -367,7 +368,7 @@ async fn a_refresh_answers_when_it_is_published_and_the_next_one_waits_for_the_c
     assert_eq!(states(&stage).len(), 1, "the next one has begun");
     stage.faulty.hold_reads(None);
     assert_eq!(next.await.unwrap().unwrap(), GenerationId(2));
-    stage.refresher.settled().await;
+    drop(stage.refresher.pause().await);
     assert_all_equal(&stage, 2);
     stage.assert_tidy().await;
 }
@@ -381,7 +382,7 @@ async fn a_comparison_stops_when_the_process_ends() {
     stage.faulty.at_write(2, move || faulty.hold_reads(Some(paths::views())));
     stage.refresher.refresh(&stage.cell, Vec::new()).await.unwrap();
     stage.refresher.means.shutdown.trigger();
-    stage.refresher.settled().await;
+    drop(stage.refresher.pause().await);
     assert_eq!(stage.refresher.history().findings().len(), 0);
     assert_eq!(stage.health.failures(), Vec::<String>::new());
     stage.faulty.hold_reads(None);
