@@ -183,9 +183,14 @@ impl Session {
         self.cancels.clone()
     }
 
-    /// The limits of the statement that begins now.
-    pub fn stop(&self) -> Stop {
-        Stop::new(&self.cancels, self.settings.statement_timeout())
+    /// The limits of the statement that begins now. What computes views takes as long as it takes, unless the session
+    /// has set a limit itself.
+    pub fn stop(&self, statement: &Statement) -> Stop {
+        let timeout = match statement {
+            Statement::Refresh(..) | Statement::Define(_) => self.settings.own_statement_timeout(),
+            _ => self.settings.statement_timeout(),
+        };
+        Stop::new(&self.cancels, timeout)
     }
 
     pub fn in_transaction(&self) -> bool {

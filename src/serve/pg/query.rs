@@ -201,7 +201,7 @@ impl SimpleQueryHandler for Queries {
             self.feed(client, PgWireBackendMessage::EmptyQueryResponse(EmptyQueryResponse::new())).await?;
         }
         for statement in &statements {
-            let mut stop = connection.session.lock().await.stop();
+            let mut stop = connection.session.lock().await.stop(statement);
             let bound = Bound { parameters: None, promised: None, format: &Format::UnifiedText };
             match self.start(client, &connection, statement, bound, &mut stop).await? {
                 Started::Rows { infos, mut rows, tag } => {
@@ -306,7 +306,7 @@ impl ExtendedQueryHandler for Queries {
         };
         client.set_state(PgWireConnectionState::QueryInProgress);
         self.presence.expect_until(None);
-        let mut stop = connection.session.lock().await.stop();
+        let mut stop = connection.session.lock().await.stop(&portal.statement.statement.statement);
         let state = portal.state();
         let mut state = state.lock().await;
         if matches!(*state, PortalExecutionState::Initial) {
@@ -468,7 +468,7 @@ impl QueryParser for Preparing {
             )));
         }
         check_status(client.transaction_status(), &statement)?;
-        let mut stop = session.stop();
+        let mut stop = session.stop(&statement);
         let prepared = stop.race(session.prepare(statement)).await.and_then(|done| done).map_err(wire)?;
         Ok(Some(Arc::new(prepared)))
     }

@@ -201,6 +201,12 @@ impl Settings {
         self.timeout("statement_timeout")
     }
 
+    /// The same, of a session that has set it.
+    pub fn own_statement_timeout(&self) -> Option<Duration> {
+        let own = self.0.read().changed.contains_key("statement_timeout");
+        own.then(|| self.statement_timeout()).flatten()
+    }
+
     pub fn idle_in_transaction_timeout(&self) -> Option<Duration> {
         self.timeout("idle_in_transaction_session_timeout")
     }
@@ -319,8 +325,11 @@ mod tests {
         assert_eq!(settings.show("statement_timeout").unwrap().1, "1500ms");
         settings.set("statement_timeout", Some("2min"), SetScope::Session).unwrap();
         assert_eq!(settings.statement_timeout(), Some(Duration::from_secs(120)));
+        assert_eq!(settings.own_statement_timeout(), Some(Duration::from_secs(120)));
         settings.set("statement_timeout", Some("0"), SetScope::Session).unwrap();
         assert_eq!(settings.statement_timeout(), None);
+        settings.set("statement_timeout", None, SetScope::Session).unwrap();
+        assert_eq!((settings.statement_timeout().is_some(), settings.own_statement_timeout()), (true, None));
         let error = settings.set("statement_timeout", Some("soon"), SetScope::Session).unwrap_err();
         assert_eq!(error.state.0, "22023");
     }
