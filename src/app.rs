@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use anyhow::{Context, Result};
 
-use crate::archive::{Archive, ArchiveError, ArchiveSnapshot, dedup, evolve};
+use crate::archive::{Archive, ArchiveSnapshot, dedup, evolve};
 use crate::catalog::stream::CompiledCheck;
 use crate::catalog::version::{self, Histories};
 use crate::catalog::{Catalog, Fault, loader};
@@ -32,6 +32,7 @@ use crate::position::StreamFrontier;
 use crate::runtime::{Clock, Health, Micros, Shutdown, SystemClock, spawn_thread};
 use crate::storage::Storage;
 use crate::storage::lock::ProcessLock;
+use crate::tables::TableRules;
 
 pub mod data;
 pub mod database;
@@ -40,11 +41,13 @@ pub mod guards;
 pub mod listen;
 pub mod refresh;
 pub mod restore;
+pub mod tables;
 pub mod upkeep;
 
 use definitions::Definitions;
 use guards::Guards;
 use refresh::{Cut, Means, Refresher, Workers};
+use tables::References;
 use upkeep::Upkeep;
 
 /// Rows of one record batch inside a query.
@@ -59,6 +62,8 @@ pub struct Declared {
     pub names: Arc<Names>,
     /// By stream name.
     pub checks: BTreeMap<String, Vec<CompiledCheck>>,
+    /// By table name.
+    pub tables: BTreeMap<String, Arc<TableRules>>,
     pub catalog: Catalog,
 }
 
@@ -75,9 +80,19 @@ pub async fn declare(config: &Config, engine: &Engine) -> Result<Declared, Vec<F
             Err(fault) => faults.push(fault),
         }
     }
+    let mut tables = BTreeMap::new();
+    for (name, table) in &catalog.tables {
+        match planner.table_checks(table) {
+            Ok(checks) => {
+                let rules = TableRules { table: Arc::clone(table), checks };
+                drop(tables.insert(name.clone(), Arc::new(rules)));
+            }
+            Err(fault) => faults.push(fault),
+        }
+    }
     let versions = version::with_files(Histories::new(), &catalog.views, SystemClock.now());
     match definitions::plan(engine, &catalog, versions).await {
-        Ok(names) if faults.is_empty() => Ok(Declared { names: Arc::new(names), checks, catalog }),
+        Ok(names) if faults.is_empty() => Ok(Declared { names: Arc::new(names), checks, tables, catalog }),
         Ok(_) => Err(faults),
         Err(found) => Err(faults.into_iter().chain(found).collect()),
     }
@@ -102,13 +117,14 @@ fn lines(faults: &[Fault]) -> String {
     faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// What changed in the declaration of a stream, and must not: its archive was written under another one. Changes
-/// nothing.
-pub async fn evolution_faults(storage: &Storage, declared: &Declared) -> Result<Vec<Fault>, ArchiveError> {
+/// What changed in the declaration of a stream or table, and must not: what is stored was written under another one.
+/// Changes nothing.
+pub async fn evolution_faults(storage: &Storage, declared: &Declared) -> Result<Vec<Fault>> {
     let mut faults = Vec::new();
     for stream in declared.names.streams.values() {
-        faults.extend(evolve::faults(storage, stream).await?);
+        faults.extend(evolve::faults(storage, stream).await.context("cannot read the archives")?);
     }
+    faults.extend(tables::faults(storage, declared).await?);
     Ok(faults)
 }
 
@@ -170,6 +186,7 @@ pub struct Core {
     pub cell: Arc<SnapshotCell>,
     pub refresher: Arc<Refresher>,
     pub definitions: Arc<Definitions>,
+    pub references: Arc<References>,
     roster: Arc<Roster>,
     /// What lies in the archive's folders beside its files.
     pub census: Arc<Census>,
@@ -212,7 +229,7 @@ impl Core {
     async fn begin_on(ground: Ground, config: Config, shutdown: Shutdown) -> Result<Self> {
         let Ground { storage, clock, engine, batch_engine, workers, declared, guards } = ground;
         let metrics = Arc::new(Metrics::new());
-        let faults = evolution_faults(&storage, &declared).await.context("cannot read the archives")?;
+        let faults = evolution_faults(&storage, &declared).await?;
         anyhow::ensure!(faults.is_empty(), "{}", lines(&faults));
         let mut archives = BTreeMap::new();
         for (name, stream) in &declared.names.streams {
@@ -264,7 +281,12 @@ impl Core {
             let ledger = Arc::new(archive.ledger.clone());
             streams.insert(name, StreamSnapshot { archive, delta, whole: false, end, ledger });
         }
-        let cell = Arc::new(SnapshotCell::new(Snapshot { generation, names, streams }));
+        let (logs, tables) = tables::open(&storage, &declared, config.tables.bytes_max, &clock)
+            .await
+            .context("cannot read a table")?;
+        let cell = Arc::new(SnapshotCell::new(Snapshot { generation, names, tables: Arc::new(tables), streams }));
+        let references =
+            References { logs, cell: Arc::clone(&cell), health: health.clone(), shutdown: shutdown.clone() };
         let definitions = Definitions {
             engine: Arc::clone(&engine),
             catalog: declared.catalog.clone(),
@@ -280,6 +302,7 @@ impl Core {
             cell,
             refresher,
             definitions: Arc::new(definitions),
+            references: Arc::new(references),
             roster,
             census: Arc::default(),
             status: IntakeStatus::default(),

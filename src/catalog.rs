@@ -1,4 +1,4 @@
-//! What exists: streams and views, as declared by the files in `sql/`.
+//! What exists: streams, reference tables and views, as declared by the files in `sql/`.
 //!
 //! Nothing here touches data. A [`Catalog`] is loaded once, checked as a whole, and handed around read-only.
 
@@ -6,12 +6,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use self::stream::Stream;
+use self::table::Table;
 use self::view::{OrdinaryView, View};
 
 pub mod ddl;
 pub mod loader;
 pub mod schedule;
 pub mod stream;
+pub mod table;
 pub mod version;
 pub mod view;
 
@@ -19,8 +21,9 @@ pub mod view;
 #[derive(Debug, Clone, Default)]
 pub struct Catalog {
     pub streams: BTreeMap<String, Arc<Stream>>,
+    pub tables: BTreeMap<String, Arc<Table>>,
     pub views: BTreeMap<String, Arc<View>>,
-    /// None of them has the name of one in `views`: readers find both in one schema.
+    /// Names of tables and views are told apart: readers find all of them in one schema.
     pub ordinary: BTreeMap<String, Arc<OrdinaryView>>,
 }
 

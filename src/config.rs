@@ -39,6 +39,7 @@ pub struct Config {
     pub ingest: Ingest,
     pub archive: Archive,
     pub delta: Delta,
+    pub tables: Tables,
     pub refresh: Refresh,
     pub query: Query,
     pub log: Log,
@@ -115,6 +116,12 @@ pub struct Archive {
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Delta {
+    #[serde(deserialize_with = "size")]
+    pub bytes_max: usize,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Tables {
     #[serde(deserialize_with = "size")]
     pub bytes_max: usize,
 }

@@ -18,6 +18,8 @@ pub mod catalog;
 
 pub mod engine;
 
+pub mod tables;
+
 pub mod kafka;
 
 pub mod archive;

@@ -21,6 +21,9 @@ use datafusion::catalog::{CatalogProvider, TableFunctionImpl};
 use datafusion::prelude::SessionContext;
 use tokio::net::TcpListener;
 
+use crate::tables::WriteError;
+use crate::tables::change::Change;
+
 /// The one database that a server offers; also the name of its catalog.
 pub const DATABASE: &str = "viewledger";
 
@@ -53,6 +56,16 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
         Err(DefineError::Needed("views cannot be changed here".to_owned()))
     }
 
+    /// The present, for planning a statement that changes `table`.
+    fn pin_to_change(&self, table: &str, _rows: ChangedRows) -> Result<Arc<dyn CatalogProvider>, WriteError> {
+        Err(WriteError::Unknown(table.to_owned()))
+    }
+
+    /// Waits until nobody else changes `table`.
+    async fn change_table(&self, table: &str, _rows: ChangedRows) -> Result<Box<dyn TableTurn>, WriteError> {
+        Err(WriteError::Unknown(table.to_owned()))
+    }
+
     /// Functions that give tables, over a catalog that was pinned here, by name.
     fn table_functions(&self, _pinned: &dyn CatalogProvider) -> Vec<(String, Arc<dyn TableFunctionImpl>)> {
         Vec::new()
@@ -63,6 +76,33 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
 
     /// Whether queries would be answered from complete and fresh enough data.
     fn readiness(&self) -> Readiness;
+}
+
+/// The right to change one reference table once; nobody else changes it until this is dropped.
+#[async_trait]
+pub trait TableTurn: Send {
+    /// What the change is computed from.
+    fn pinned(&self) -> Arc<dyn CatalogProvider>;
+
+    /// Bytes that the table may have.
+    fn bytes_max(&self) -> usize;
+
+    /// Makes the change, whether anybody waits for it or not; it is in everything that is pinned afterwards. Returns how
+    /// many rows it touched.
+    async fn commit(
+        self: Box<Self>,
+        change: Change,
+        statement: &'static str,
+        user: &str,
+    ) -> Result<u64, WriteError>;
+}
+
+/// Which rows of a reference table a statement is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangedRows {
+    New,
+    /// They show their numbers, in a column `_row`.
+    Present,
 }
 
 /// From where a refresh goes on.

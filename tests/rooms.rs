@@ -7,17 +7,18 @@ use std::path::{Path, PathBuf};
 const BASE: [&str; 4] = ["config", "runtime", "position", "metrics"];
 
 /// Rooms and what each may import beside itself and the base.
-const ROOMS: [(&str, &[&str]); 12] = [
+const ROOMS: [(&str, &[&str]); 13] = [
     ("storage", &[]),
     ("catalog", &[]),
     ("engine", &["catalog"]),
+    ("tables", &["storage", "engine", "catalog"]),
     ("kafka", &["catalog"]),
     ("archive", &["storage", "kafka", "engine", "catalog"]),
     ("delta", &["engine", "kafka", "catalog"]),
     ("batch", &["archive", "engine", "storage", "catalog", "kafka"]),
-    ("merge", &["batch", "delta", "archive", "engine", "catalog", "kafka", "storage"]),
+    ("merge", &["batch", "delta", "archive", "tables", "engine", "catalog", "kafka", "storage"]),
     ("ingest", &["kafka", "archive", "delta", "batch", "merge", "engine", "catalog", "storage"]),
-    ("serve", &["merge", "engine", "batch", "delta", "archive", "catalog", "kafka", "storage"]),
+    ("serve", &["merge", "engine", "batch", "delta", "archive", "tables", "catalog", "kafka", "storage"]),
     ("demo", &[]),
     (
         "cli",

@@ -3,11 +3,13 @@
 use anyhow::{Context, Result};
 use object_store::path::Path;
 
+use super::Declared;
 use crate::archive::Archive;
 use crate::batch::publish::Generations;
 use crate::runtime::chain;
 use crate::storage::Storage;
 use crate::storage::parquet::verify_file;
+use crate::tables::log;
 
 /// What was read, and what is wrong with it.
 #[derive(Debug, Default)]
@@ -18,13 +20,13 @@ pub struct Inspection {
     pub faults: Vec<String>,
 }
 
-/// Reads every file of the archives of `streams` and of the newest generation, and compares its SHA-256.
+/// Reads every file of the archives, of the newest generation and of all versions of tables, and compares its SHA-256.
 ///
 /// # Errors
 /// When a log or a manifest cannot be read: then it is not known which files there are.
-pub async fn inspect(storage: &Storage, streams: impl Iterator<Item = &String>) -> Result<Inspection> {
+pub async fn inspect(storage: &Storage, declared: &Declared) -> Result<Inspection> {
     let mut inspection = Inspection::default();
-    for stream in streams {
+    for stream in declared.catalog.streams.keys() {
         let archive = Archive::peek(storage, stream).await.with_context(|| format!("archive of {stream}"))?;
         for file in archive.iter().flat_map(|archive| archive.files.iter()) {
             inspection.add(storage, &file.path, file.bytes, &file.sha256).await;
@@ -33,6 +35,11 @@ pub async fn inspect(storage: &Storage, streams: impl Iterator<Item = &String>) 
     let generation = Generations::new(storage).latest().await.context("newest generation")?;
     for run in generation.views.values().flat_map(|view| &view.runs) {
         inspection.add(storage, &Path::from(run.path.as_str()), run.bytes, &run.sha256).await;
+    }
+    for table in declared.tables.keys() {
+        for version in log::versions(storage, table).await.with_context(|| format!("versions of table {table}"))? {
+            inspection.add(storage, &Path::from(version.path.as_str()), version.bytes, &version.sha256).await;
+        }
     }
     Ok(inspection)
 }

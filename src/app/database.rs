@@ -10,6 +10,7 @@ use datafusion::prelude::SessionContext;
 
 use super::definitions::Definitions;
 use super::refresh::Refresher;
+use super::tables::References;
 use super::{Core, Declared};
 use crate::batch;
 use crate::batch::shelf::AsOf;
@@ -21,8 +22,10 @@ use crate::merge::snapshot::SnapshotCell;
 use crate::merge::system::{self, Surroundings};
 use crate::runtime::Health;
 use crate::serve::{
-    Certificate, Database, DefineError, Readiness, RefreshError, RefreshScope, ServeError, ViewChange,
+    Certificate, ChangedRows, Database, DefineError, Readiness, RefreshError, RefreshScope, ServeError, TableTurn,
+    ViewChange,
 };
+use crate::tables::WriteError;
 
 /// The process as a [`Database`].
 pub struct Merged {
@@ -31,6 +34,7 @@ pub struct Merged {
     cell: Arc<SnapshotCell>,
     refresher: Arc<Refresher>,
     definitions: Arc<Definitions>,
+    references: Arc<References>,
     status: IntakeStatus,
     health: Health,
     around: Arc<Surroundings>,
@@ -60,6 +64,7 @@ impl Merged {
             cell: Arc::clone(&core.cell),
             refresher: Arc::clone(&core.refresher),
             definitions: Arc::clone(&core.definitions),
+            references: Arc::clone(&core.references),
             status: core.status.clone(),
             health: core.health.clone(),
             around: Arc::new(around),
@@ -68,6 +73,13 @@ impl Merged {
 
     fn present(&self) -> PinnedCatalog {
         PinnedCatalog::new(self.cell.load(), Arc::clone(&self.around))
+    }
+
+    fn present_to_change(&self, table: &str, rows: ChangedRows) -> Arc<dyn CatalogProvider> {
+        match rows {
+            ChangedRows::New => Arc::new(self.present()),
+            ChangedRows::Present => Arc::new(self.present().numbering(table)),
+        }
     }
 }
 
@@ -122,6 +134,17 @@ impl Database for Merged {
         self.definitions.change(change, user).await
     }
 
+    fn pin_to_change(&self, table: &str, rows: ChangedRows) -> Result<Arc<dyn CatalogProvider>, WriteError> {
+        match self.references.logs.contains_key(table) {
+            true => Ok(self.present_to_change(table, rows)),
+            false => Err(self.references.unknown(table)),
+        }
+    }
+
+    async fn change_table(&self, table: &str, rows: ChangedRows) -> Result<Box<dyn TableTurn>, WriteError> {
+        self.references.turn(table, || self.present_to_change(table, rows)).await
+    }
+
     fn table_functions(&self, pinned: &dyn CatalogProvider) -> Vec<(String, Arc<dyn TableFunctionImpl>)> {
         let pinned: &dyn Any = pinned;
         let Some(pinned) = pinned.downcast_ref::<PinnedCatalog>() else { return Vec::new() };
@@ -133,9 +156,11 @@ impl Database for Merged {
             "public" | "batch" | "speed" => {
                 let catalog = &self.declared.catalog;
                 let ordinary = || catalog.ordinary.get(table).filter(|_| schema == "public");
+                let reference = || catalog.tables.get(table).filter(|_| schema == "public");
                 let names = Arc::clone(&self.cell.load().names);
                 let kept = names.view(table).map(|(_, input)| input.declared.comment.clone());
-                kept.or_else(|| ordinary().map(|view| view.comment.clone()))?
+                kept.or_else(|| ordinary().map(|view| view.comment.clone()))
+                    .or_else(|| reference().map(|table| table.comment.clone()))?
             }
             "raw" | "quarantine" => self.declared.names.streams.get(table)?.comment.clone(),
             "system" => system::TABLES.iter().find(|(name, _)| *name == table).map(|(_, text)| (*text).to_owned()),

@@ -26,8 +26,9 @@ use super::refresh::Refresher;
 /// All faults of what is declared in files.
 pub async fn plan(engine: &Engine, catalog: &Catalog, versions: Histories) -> Result<Names, Vec<Fault>> {
     let planner = Planner::new(engine, catalog).map_err(|error| vec![loader::whole_catalog(&error)])?;
-    let mut names = Names { streams: catalog.streams.clone(), versions, ..Names::default() };
-    let mut faults = Vec::new();
+    let mut names =
+        Names { streams: catalog.streams.clone(), tables: catalog.tables.clone(), versions, ..Names::default() };
+    let mut faults: Vec<Fault> = taken(catalog, &names.versions);
     let mut unreadable = Vec::new();
     for (view, history) in &names.versions {
         for number in history.kept() {
@@ -52,6 +53,17 @@ pub async fn plan(engine: &Engine, catalog: &Catalog, versions: Histories) -> Re
         names.ordinary = ordinary::plan_all(engine, &catalog.ordinary, &names).await?;
     }
     if faults.is_empty() { Ok(names) } else { Err(faults) }
+}
+
+/// A table whose name a session has given to a view.
+fn taken(catalog: &Catalog, versions: &Histories) -> Vec<Fault> {
+    let viewed = |name: &str| versions.get(name).is_some_and(|history| history.current.is_some());
+    let tables = catalog.tables.values().filter(|table| viewed(&table.name));
+    let fault =
+        |name: &str| format!("there is a materialized view {name}: drop it, or give the table another name");
+    tables
+        .map(|table| Fault { file: table.file.clone(), line: table.line, column: 1, reason: fault(&table.name) })
+        .collect()
 }
 
 async fn input(
@@ -135,6 +147,9 @@ impl Definitions {
         let name = view.name.clone();
         if self.catalog.ordinary.contains_key(&name) {
             return Err(DefineError::Exists { kind: "view", name });
+        }
+        if self.catalog.tables.contains_key(&name) {
+            return Err(DefineError::Exists { kind: "table", name });
         }
         let history = versions.entry(name.clone()).or_default();
         if history.current.is_some() && !replace {

@@ -1,12 +1,12 @@
-//! Reads `CREATE STREAM`, `CREATE MATERIALIZED VIEW` and `CREATE VIEW`.
+//! Reads `CREATE STREAM`, `CREATE TABLE`, `CREATE MATERIALIZED VIEW` and `CREATE VIEW`.
 //!
 //! `CREATE STREAM` takes what `CREATE TABLE` takes: columns with types, NOT NULL, CHECK, PRIMARY KEY, and
 //! `WITH (topic = '...', format = 'json', event_time = 'column')`.
 
 use datafusion::sql::sqlparser::ast::{
     ArrayElemTypeDef, ColumnDef, ColumnOption, CreateTable, CreateTableOptions, CreateView, DataType as SqlType,
-    ExactNumberInfo, Expr, Ident, ObjectName, Spanned, SqlOption, Statement, StructField, TableConstraint,
-    TimezoneInfo, Value,
+    ExactNumberInfo, Expr, Ident, IndexColumn, ObjectName, Spanned, SqlOption, Statement, StructField,
+    TableConstraint, TimezoneInfo, Value,
 };
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::keywords::Keyword;
@@ -16,6 +16,7 @@ use datafusion::sql::sqlparser::tokenizer::{Location, Token};
 use super::Fault;
 use super::schedule::RefreshEvery;
 use super::stream::{Check, Column, ColumnType, Stream};
+use super::table::Table;
 use super::version::VERSION_MARK;
 use super::view::{OrdinaryView, REFRESH_EVERY_DEFAULT, View};
 
@@ -23,6 +24,7 @@ use super::view::{OrdinaryView, REFRESH_EVERY_DEFAULT, View};
 #[derive(Debug, Clone, PartialEq)]
 pub enum Definition {
     Stream(Stream),
+    Table(Table),
     View(View),
     Ordinary(OrdinaryView),
 }
@@ -34,6 +36,7 @@ impl Definition {
             Self::Stream(stream) => {
                 stream.declared_at.rsplit_once(':').and_then(|(_, line)| line.parse().ok()).unwrap_or(1)
             }
+            Self::Table(table) => table.line,
             Self::View(view) => view.line,
             Self::Ordinary(view) => view.line,
         }
@@ -65,11 +68,11 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Definition>, Fault> {
         } else {
             match parser.parse_statement().map_err(|error| parser_fault(file, start, error))? {
                 Statement::CreateView(declared) => view(declared, comment, file, start)?,
+                Statement::CreateTable(declared) => Definition::Table(table(declared, comment, file, start)?),
                 _ => {
-                    return Err(at(
-                        start,
-                        "only CREATE STREAM, CREATE MATERIALIZED VIEW and CREATE VIEW are understood here".into(),
-                    ));
+                    let reason = "only CREATE STREAM, CREATE TABLE, CREATE MATERIALIZED VIEW and CREATE VIEW are \
+                                  understood here";
+                    return Err(at(start, reason.into()));
                 }
             }
         };
@@ -231,9 +234,23 @@ fn view(declared: CreateView, comment: Option<String>, file: &str, start: Locati
     Ok(Definition::View(view))
 }
 
-fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Location) -> Result<Stream, Fault> {
-    let name = single_name(&table.name).map_err(|reason| fault(file, start, reason))?;
-    let mut rules = Rules { file, stream: &name, key: None, checks: Vec::new() };
+/// What streams and tables have in common.
+struct Columns {
+    columns: Vec<Column>,
+    places: Vec<(u64, u64)>,
+    /// Where the key is declared, and its columns.
+    key: Option<(Location, Vec<usize>)>,
+    checks: Vec<Check>,
+}
+
+fn columns(
+    kind: &'static str,
+    name: &str,
+    table: &CreateTable,
+    file: &str,
+    start: Location,
+) -> Result<Columns, Fault> {
+    let mut rules = Rules { file, kind, name, key: None, checks: Vec::new() };
     let mut columns: Vec<Column> = Vec::with_capacity(table.columns.len());
     let mut places = Vec::with_capacity(table.columns.len());
     for definition in &table.columns {
@@ -255,12 +272,34 @@ fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Locati
         rules.table_constraint(constraint, start)?;
     }
     let Rules { key, checks, .. } = rules;
+    let index = |ident: &Ident| {
+        let name = normalize(ident);
+        let found = columns.iter().position(|c| c.name == name);
+        found.ok_or_else(|| fault(file, ident.span.start, format!("no column {ident}")))
+    };
+    let key = match key.as_deref() {
+        Some(idents @ [first, ..]) => {
+            Some((first.span.start, idents.iter().map(index).collect::<Result<Vec<_>, _>>()?))
+        }
+        _ => None,
+    };
+    for column in key.iter().flat_map(|(_, key)| key) {
+        if let Some(column) = columns.get_mut(*column) {
+            column.required = true;
+        }
+    }
+    Ok(Columns { columns, places, key, checks })
+}
+
+fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Location) -> Result<Stream, Fault> {
+    let name = single_name(&table.name).map_err(|reason| fault(file, start, reason))?;
+    let Columns { columns, places, key, checks } = columns("stream", &name, &table, file, start)?;
+    let key = match key.as_ref().map(|(at, key)| (at, key.as_slice())) {
+        None => None,
+        Some((_, [key])) => Some(*key),
+        Some((at, _)) => return Err(fault(file, *at, "PRIMARY KEY of a stream takes one column".into())),
+    };
     let index = |name: &str| columns.iter().position(|c| c.name == name);
-    let key = key
-        .map(|ident| {
-            index(&normalize(&ident)).ok_or_else(|| fault(file, ident.span.start, format!("no column {ident}")))
-        })
-        .transpose()?;
     let (mut topic, mut event_time) = (None, None);
     for (option, text) in options(file, start, &table.table_options)? {
         let at = option.span.start;
@@ -283,15 +322,11 @@ fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Locati
     {
         return Err(fault(file, start, format!("event_time column {} must be TIMESTAMPTZ", column.name)));
     }
-    if let Some(column) = key.and_then(|i| columns.get_mut(i)) {
-        column.required = true;
-        if !matches!(column.kind, ColumnType::Text | ColumnType::Uuid | ColumnType::Int32 | ColumnType::Int64) {
-            return Err(fault(
-                file,
-                start,
-                format!("PRIMARY KEY column {} must be a UUID, text or integer", column.name),
-            ));
-        }
+    if let Some(column) = key.and_then(|i| columns.get(i))
+        && !matches!(column.kind, ColumnType::Text | ColumnType::Uuid | ColumnType::Int32 | ColumnType::Int64)
+    {
+        let reason = format!("PRIMARY KEY column {} must be a UUID, text or integer", column.name);
+        return Err(fault(file, start, reason));
     }
     Ok(Stream {
         topic: topic.ok_or_else(|| fault(file, start, format!("stream {name} needs WITH (topic = '...')")))?,
@@ -306,11 +341,37 @@ fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Locati
     })
 }
 
-/// Collects the constraints of a stream.
+fn table(table: CreateTable, comment: Option<String>, file: &str, start: Location) -> Result<Table, Fault> {
+    let name = single_name(&table.name).map_err(|reason| fault(file, start, reason))?;
+    let refused = |reason: String| Err(fault(file, start, reason));
+    if name.contains(VERSION_MARK) {
+        return refused(format!("table {name}: a name has no {VERSION_MARK}, which marks versions"));
+    }
+    if table.query.is_some() || table.like.is_some() || table.clone.is_some() || table.columns.is_empty() {
+        return refused(format!("table {name}: write its columns, and fill it with INSERT"));
+    }
+    if table.or_replace || table.temporary || table.if_not_exists || table.external {
+        return refused("write CREATE TABLE without OR REPLACE, TEMPORARY, EXTERNAL or IF NOT EXISTS".into());
+    }
+    if let Some((option, _)) = options(file, start, &table.table_options)?.first() {
+        return Err(fault(file, option.span.start, format!("a table takes no option {option}")));
+    }
+    let Columns { columns, places, key, checks } = columns("table", &name, &table, file, start)?;
+    let nested = |column: &Column| matches!(column.kind, ColumnType::List(_) | ColumnType::Struct(_));
+    if let Some((column, (line, place))) = columns.iter().zip(&places).find(|(column, _)| nested(column)) {
+        let at = Location::new(*line, *place);
+        return Err(fault(file, at, format!("column {}: a table has no arrays and structs", column.name)));
+    }
+    let key = key.map(|(_, key)| key).unwrap_or_default();
+    Ok(Table { name, columns, key, checks, comment, places, file: file.to_owned(), line: start.line })
+}
+
+/// Collects the constraints of a stream or table.
 struct Rules<'a> {
     file: &'a str,
-    stream: &'a str,
-    key: Option<Ident>,
+    kind: &'static str,
+    name: &'a str,
+    key: Option<Vec<Ident>>,
     checks: Vec<Check>,
 }
 
@@ -323,13 +384,13 @@ impl Rules<'_> {
     ) -> Result<(), Fault> {
         match option {
             ColumnOption::Null | ColumnOption::NotNull => Ok(()),
-            ColumnOption::PrimaryKey(_) => self.primary_key(&column.name),
+            ColumnOption::PrimaryKey(_) => self.primary_key(column.name.span.start, vec![column.name.clone()]),
             ColumnOption::Check(check) => {
                 self.check(name.or(check.name.as_ref()), Some(&column.name), &check.expr);
                 Ok(())
             }
             other => {
-                let reason = format!("column {}: {other} is not understood in a stream", column.name);
+                let reason = format!("column {}: {other} is not understood in a {}", column.name, self.kind);
                 Err(fault(self.file, column.name.span.start, reason))
             }
         }
@@ -341,29 +402,31 @@ impl Rules<'_> {
                 self.check(check.name.as_ref(), None, &check.expr);
                 Ok(())
             }
-            TableConstraint::PrimaryKey(key) => match key.columns.as_slice() {
-                [column] => match &column.column.expr {
-                    Expr::Identifier(ident) => self.primary_key(ident),
-                    other => Err(fault(self.file, start, format!("PRIMARY KEY takes a column, not {other}"))),
-                },
-                _ => Err(fault(self.file, start, "PRIMARY KEY takes one column".into())),
-            },
-            other => Err(fault(self.file, start, format!("{other} is not understood in a stream"))),
+            TableConstraint::PrimaryKey(key) => {
+                let column = |column: &IndexColumn| match &column.column.expr {
+                    Expr::Identifier(ident) => Ok(ident.clone()),
+                    other => Err(fault(self.file, start, format!("PRIMARY KEY takes columns, not {other}"))),
+                };
+                let columns = key.columns.iter().map(column).collect::<Result<Vec<_>, _>>()?;
+                let at = columns.first().map_or(start, |first| first.span.start);
+                self.primary_key(at, columns)
+            }
+            other => Err(fault(self.file, start, format!("{other} is not understood in a {}", self.kind))),
         }
     }
 
-    fn primary_key(&mut self, column: &Ident) -> Result<(), Fault> {
-        match self.key.replace(column.clone()) {
+    fn primary_key(&mut self, at: Location, columns: Vec<Ident>) -> Result<(), Fault> {
+        match self.key.replace(columns) {
             None => Ok(()),
-            Some(_) => Err(fault(self.file, column.span.start, "a stream has one PRIMARY KEY".into())),
+            Some(_) => Err(fault(self.file, at, format!("a {} has one PRIMARY KEY", self.kind))),
         }
     }
 
     fn check(&mut self, name: Option<&Ident>, column: Option<&Ident>, expr: &Expr) {
         let name = match (name, column) {
             (Some(name), _) => normalize(name),
-            (None, Some(column)) => format!("{}_{}_check", self.stream, normalize(column)),
-            (None, None) => format!("{}_check{}", self.stream, self.checks.len() + 1),
+            (None, Some(column)) => format!("{}_{}_check", self.name, normalize(column)),
+            (None, None) => format!("{}_check{}", self.name, self.checks.len() + 1),
         };
         let at = expr.span().start;
         self.checks.push(Check { name, sql: expr.to_string(), line: at.line, column: at.column });

@@ -1,9 +1,10 @@
-//! Reads the directory `sql/`: `streams/*.sql` and `views/*.sql`.
+//! Reads the directory `sql/`: `streams/*.sql`, `views/*.sql` and, where there are any, `tables/*.sql`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::ddl::{self, Definition};
+use super::table::Table;
 use super::view::{OrdinaryView, View};
 use super::{Catalog, Fault};
 
@@ -11,7 +12,10 @@ use super::{Catalog, Fault};
 pub fn load(dir: &Path) -> Result<Catalog, Vec<Fault>> {
     let mut catalog = Catalog::default();
     let mut faults = Vec::new();
-    for folder in ["streams", "views"] {
+    for folder in ["streams", "tables", "views"] {
+        if folder == "tables" && !dir.join(folder).exists() {
+            continue;
+        }
         match sql_files(&dir.join(folder)) {
             Ok(files) => files.iter().for_each(|file| {
                 if let Err(fault) = load_file(file, &mut catalog) {
@@ -56,6 +60,7 @@ fn load_file(path: &Path, catalog: &mut Catalog) -> Result<(), Fault> {
         }
         match definition {
             Definition::Stream(stream) => drop(catalog.streams.insert(stream.name.clone(), Arc::new(stream))),
+            Definition::Table(table) => drop(catalog.tables.insert(table.name.clone(), Arc::new(table))),
             Definition::View(view) => drop(catalog.views.insert(view.name.clone(), Arc::new(view))),
             Definition::Ordinary(view) => drop(catalog.ordinary.insert(view.name.clone(), Arc::new(view))),
         }
@@ -76,10 +81,14 @@ fn taken(definition: &Definition, catalog: &Catalog) -> Option<String> {
                 stream.name, stream.topic, other.name, other.declared_at
             ))
         }
-        Definition::View(View { name, .. }) | Definition::Ordinary(OrdinaryView { name, .. }) => {
-            let kept = catalog.views.get(name).map(|view| (&view.file, view.line));
-            let (file, line) = kept.or(catalog.ordinary.get(name).map(|view| (&view.file, view.line)))?;
-            Some(format!("view {name} is declared already, at {file}:{line}"))
+        Definition::Table(Table { name, .. })
+        | Definition::View(View { name, .. })
+        | Definition::Ordinary(OrdinaryView { name, .. }) => {
+            let table = || catalog.tables.get(name).map(|table| ("table", &table.file, table.line));
+            let kept = || catalog.views.get(name).map(|view| ("view", &view.file, view.line));
+            let ordinary = || catalog.ordinary.get(name).map(|view| ("view", &view.file, view.line));
+            let (kind, file, line) = table().or_else(kept).or_else(ordinary)?;
+            Some(format!("{kind} {name} is declared already, at {file}:{line}"))
         }
     }
 }

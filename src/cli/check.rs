@@ -10,7 +10,8 @@ use crate::config::Config;
 use crate::runtime::chain;
 use crate::storage::Storage;
 
-/// Check the settings, parse and plan every file in sql/, and compare streams with their archives; change nothing.
+/// Check the settings, parse and plan every file in sql/, and compare streams and tables with what is stored; change
+/// nothing.
 ///
 /// Every fault is one line on standard error: FILE:LINE:COLUMN: REASON. Exit code 3 when there is one.
 #[derive(Debug, clap::Args)]
@@ -20,7 +21,7 @@ Examples:
   viewledger check --config viewledger.toml --sql-dir ./sql
   viewledger check --data")]
 pub struct Args {
-    /// Also read every file of the archives and of the newest generation, and compare it with its SHA-256
+    /// Also read every file of the archives, the newest generation and the tables, and compare it with its SHA-256
     #[arg(long)]
     data: bool,
     #[command(flatten)]
@@ -44,8 +45,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match declared {
         Ok(declared) => {
             let catalog = &declared.catalog;
-            let (streams, views) = (catalog.streams.len(), catalog.views.len() + catalog.ordinary.len());
-            println!("{}: {streams} streams and {views} views are in order", config.sql.dir.display());
+            let (streams, tables) = (catalog.streams.len(), catalog.tables.len());
+            let views = catalog.views.len() + catalog.ordinary.len();
+            println!(
+                "{}: {streams} streams, {tables} tables and {views} views are in order",
+                config.sql.dir.display()
+            );
             if args.data { runtime.block_on(inspect(&config, &declared)) } else { Ok(ExitCode::SUCCESS) }
         }
         Err(faults) => {
@@ -57,7 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 async fn inspect(config: &Config, declared: &Declared) -> anyhow::Result<ExitCode> {
     let storage = Storage::open(&config.storage.location(), config.storage.options.clone().into_iter())?;
-    let Inspection { files, bytes, faults } = data::inspect(&storage, declared.catalog.streams.keys()).await?;
+    let Inspection { files, bytes, faults } = data::inspect(&storage, declared).await?;
     faults.iter().for_each(|fault| eprintln!("{fault}"));
     println!("{storage}: {files} files with {bytes} bytes were read, {} are damaged", faults.len());
     Ok(if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAULT) })
@@ -76,7 +81,7 @@ async fn compare(config: &Config, declared: &Declared) -> Vec<Fault> {
     };
     compared.unwrap_or_else(|error| {
         // Definitions are checked where the archive is out of reach, too.
-        eprintln!("note: not compared with the archive at {location}: {}", chain(&error));
+        eprintln!("note: not compared with the archive at {location}: {}", chain(error.as_ref()));
         Vec::new()
     })
 }

@@ -5,6 +5,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::{
     CatalogProvider, MemTable, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider,
 };
@@ -17,6 +18,7 @@ use super::interval::as_durations;
 use super::state::{LambdaView, ViewError};
 use super::{CATALOG, DEFAULT_SCHEMA, Engine};
 use crate::catalog::stream::{Check, CompiledCheck, Stream};
+use crate::catalog::table::Table;
 use crate::catalog::view::View;
 use crate::catalog::{Catalog, Fault};
 
@@ -96,11 +98,21 @@ impl Planner {
     /// # Errors
     /// When a check is not a boolean expression over the record's columns.
     pub fn checks(&self, stream: &Stream) -> Result<Vec<CompiledCheck>, Fault> {
-        stream.checks.iter().map(|check| self.check(stream, check)).collect()
+        let file = stream.declared_at.rsplit_once(':').map_or(stream.declared_at.as_str(), |(file, _)| file);
+        let schema = stream.record_schema();
+        stream.checks.iter().map(|check| self.check(file, &schema, check)).collect()
     }
 
-    fn check(&self, stream: &Stream, check: &Check) -> Result<CompiledCheck, Fault> {
-        let file = stream.declared_at.rsplit_once(':').map_or(stream.declared_at.as_str(), |(file, _)| file);
+    /// The checks of `table`, ready to run on its rows.
+    ///
+    /// # Errors
+    /// When a check is not a boolean expression over the table's columns.
+    pub fn table_checks(&self, table: &Table) -> Result<Vec<CompiledCheck>, Fault> {
+        let schema = table.schema();
+        table.checks.iter().map(|check| self.check(&table.file, &schema, check)).collect()
+    }
+
+    fn check(&self, file: &str, columns: &SchemaRef, check: &Check) -> Result<CompiledCheck, Fault> {
         let fault = |reason: String| Fault {
             file: file.to_owned(),
             line: check.line,
@@ -108,15 +120,13 @@ impl Planner {
             reason: format!("check {}: {reason}", check.name),
         };
         let compile = || -> Result<_> {
-            let schema = DFSchema::try_from(stream.record_schema())?;
+            let schema = DFSchema::try_from(Arc::clone(columns))?;
             let expr = self.session.parse_sql_expr(&check.sql, &schema)?;
             self.session.create_physical_expr(as_durations(expr, &schema)?, &schema)
         };
         let expr = compile().map_err(|error| fault(reason(&error)))?;
-        match expr.data_type(&stream.record_schema()) {
-            Ok(datafusion::arrow::datatypes::DataType::Boolean) => {
-                Ok(CompiledCheck { name: check.name.clone(), sql: check.sql.clone(), expr })
-            }
+        match expr.data_type(columns) {
+            Ok(DataType::Boolean) => Ok(CompiledCheck { name: check.name.clone(), sql: check.sql.clone(), expr }),
             Ok(other) => Err(fault(format!("must be true or false, but is {other}"))),
             Err(error) => Err(fault(reason(&error))),
         }

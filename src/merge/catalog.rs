@@ -21,16 +21,21 @@ use crate::archive::Kind;
 use crate::batch::run::ViewInput;
 use crate::batch::{Generation, ViewStates};
 use crate::catalog::stream::{OFFSET, PARTITION, Stream, quarantine_schema};
+use crate::catalog::table::Table;
 use crate::catalog::version::{self, Histories};
 use crate::engine::state::LambdaView;
 use crate::position::{Epoch, StreamFrontier};
 use crate::storage::scan::{FILE_COLUMN, ROW_COLUMN};
+use crate::tables::Contents;
+use crate::tables::change::numbered;
 
 /// What there is to read.
 #[derive(Debug, Clone, Default)]
 pub struct Names {
     /// By stream name.
     pub streams: BTreeMap<String, Arc<Stream>>,
+    /// By name of the reference table.
+    pub tables: BTreeMap<String, Arc<Table>>,
     /// By instance: every version of a view that is kept up to date.
     pub views: BTreeMap<String, ViewInput>,
     pub versions: Histories,
@@ -83,6 +88,7 @@ pub async fn declared_tables(names: &Names) -> Result<Vec<(&'static str, String,
         let Some((_, ViewInput { view, .. })) = names.view(&name) else { continue };
         tables.extend(["public", "batch", "speed"].map(|schema| (schema, name.clone(), view.final_schema())));
     }
+    tables.extend(names.tables.iter().map(|(name, table)| ("public", name.clone(), table.schema())));
     for (name, stream) in &names.streams {
         let records = with_origin(&stream.record_schema());
         tables.push(("raw", name.clone(), Arc::clone(&records)));
@@ -95,6 +101,7 @@ pub async fn declared_tables(names: &Names) -> Result<Vec<(&'static str, String,
     let nothing = Snapshot {
         generation: Arc::new(Generation::empty()),
         names: Arc::new(names.clone()),
+        tables: Arc::default(),
         streams: BTreeMap::new(),
     };
     for (name, _) in system::TABLES {
@@ -126,12 +133,20 @@ pub struct PinnedCatalog {
     snapshot: Arc<Snapshot>,
     /// An older generation to read instead of the snapshot's own and its delta.
     as_of: Option<Arc<Generation>>,
+    /// A reference table that shows the numbers of its rows too.
+    numbered: Option<String>,
     around: Arc<Surroundings>,
 }
 
 impl PinnedCatalog {
     pub fn new(snapshot: Arc<Snapshot>, around: Arc<Surroundings>) -> Self {
-        Self { snapshot, as_of: None, around }
+        Self { snapshot, as_of: None, numbered: None, around }
+    }
+
+    /// With the numbers of the rows of `table`, in a column `_row`: for a statement that changes some of them.
+    #[must_use]
+    pub fn numbering(self, table: &str) -> Self {
+        Self { numbered: Some(table.to_owned()), ..self }
     }
 
     /// Views and records as they were in `generation`, without what came later. The schema `system` goes on to tell
@@ -157,12 +172,7 @@ impl PinnedCatalog {
     }
 
     fn pinned(&self, kind: SchemaKind) -> PinnedSchema {
-        PinnedSchema {
-            kind,
-            snapshot: Arc::clone(&self.snapshot),
-            as_of: self.as_of.clone(),
-            around: Arc::clone(&self.around),
-        }
+        PinnedSchema { kind, catalog: self.clone() }
     }
 
     /// What is read, and what is missing in it.
@@ -206,9 +216,7 @@ impl CatalogProvider for PinnedCatalog {
 
 struct PinnedSchema {
     kind: SchemaKind,
-    snapshot: Arc<Snapshot>,
-    as_of: Option<Arc<Generation>>,
-    around: Arc<Surroundings>,
+    catalog: PinnedCatalog,
 }
 
 impl fmt::Debug for PinnedSchema {
@@ -222,15 +230,17 @@ impl SchemaProvider for PinnedSchema {
     fn table_names(&self) -> Vec<String> {
         match self.kind {
             SchemaKind::Merged => {
-                let mut names = self.snapshot.names.view_names();
-                names.extend(self.snapshot.names.ordinary.keys().cloned());
+                let mut names = self.catalog.snapshot.names.view_names();
+                names.extend(self.catalog.snapshot.names.ordinary.keys().cloned());
+                names.extend(self.catalog.snapshot.names.tables.keys().cloned());
                 names
             }
-            SchemaKind::Batch | SchemaKind::Speed => self.snapshot.names.view_names(),
-            SchemaKind::Quarantine => self.snapshot.names.streams.keys().cloned().collect(),
+            SchemaKind::Batch | SchemaKind::Speed => self.catalog.snapshot.names.view_names(),
+            SchemaKind::Quarantine => self.catalog.snapshot.names.streams.keys().cloned().collect(),
             SchemaKind::Raw => {
                 let endings = ["", DUPLICATES, CONFLICTS];
-                self.snapshot
+                self.catalog
+                    .snapshot
                     .names
                     .streams
                     .iter()
@@ -246,20 +256,23 @@ impl SchemaProvider for PinnedSchema {
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
         if let Some(view) = self.ordinary(name) {
-            let catalog = PinnedCatalog {
-                snapshot: Arc::clone(&self.snapshot),
-                as_of: self.as_of.clone(),
-                around: Arc::clone(&self.around),
+            return view.over(&self.catalog).await.map(Some);
+        }
+        if let Some(contents) = self.reference(name) {
+            let rows = match self.catalog.numbered.as_deref() == Some(name) {
+                true => numbered(&contents.rows)?,
+                false => contents.rows.clone(),
             };
-            return view.over(&catalog).await.map(Some);
+            return in_memory(&rows.schema(), [rows]).map(Some);
         }
         match self.kind {
             SchemaKind::Merged | SchemaKind::Batch | SchemaKind::Speed => self.view(name),
-            SchemaKind::Raw => match self.snapshot.names.streams.get(name) {
+            SchemaKind::Raw => match self.catalog.snapshot.names.streams.get(name) {
                 Some(stream) => self.records(stream, Kind::Event).map(Some),
                 None => {
-                    let stream =
-                        |ending| name.strip_suffix(ending).and_then(|name| self.snapshot.names.streams.get(name));
+                    let stream = |ending| {
+                        name.strip_suffix(ending).and_then(|name| self.catalog.snapshot.names.streams.get(name))
+                    };
                     match (stream(DUPLICATES), stream(CONFLICTS)) {
                         (Some(stream), _) => self.records(stream, Kind::Duplicate).map(Some),
                         (None, Some(stream)) => {
@@ -272,13 +285,16 @@ impl SchemaProvider for PinnedSchema {
                 }
             },
             SchemaKind::Quarantine => self
+                .catalog
                 .snapshot
                 .names
                 .streams
                 .get(name)
                 .map(|stream| self.records(stream, Kind::Quarantined))
                 .transpose(),
-            SchemaKind::System => system::table(name, &self.snapshot, self.as_of.as_deref(), &self.around),
+            SchemaKind::System => {
+                system::table(name, &self.catalog.snapshot, self.catalog.as_of.as_deref(), &self.catalog.around)
+            }
         }
     }
 
@@ -293,14 +309,20 @@ impl SchemaProvider for PinnedSchema {
     fn table_exist(&self, name: &str) -> bool {
         let views = [SchemaKind::Merged, SchemaKind::Batch, SchemaKind::Speed].contains(&self.kind);
         // The current version can be read by its number too, and is listed once.
-        (views && self.snapshot.names.view(name).is_some()) || self.table_names().iter().any(|known| known == name)
+        (views && self.catalog.snapshot.names.view(name).is_some())
+            || self.table_names().iter().any(|known| known == name)
     }
 }
 
 impl PinnedSchema {
     /// The ordinary view of this name, where ordinary views are.
     fn ordinary(&self, name: &str) -> Option<&Arc<PlannedView>> {
-        self.snapshot.names.ordinary.get(name).filter(|_| self.kind == SchemaKind::Merged)
+        self.catalog.snapshot.names.ordinary.get(name).filter(|_| self.kind == SchemaKind::Merged)
+    }
+
+    /// The reference table of this name, where reference tables are.
+    fn reference(&self, name: &str) -> Option<&Arc<Contents>> {
+        self.catalog.snapshot.tables.get(name).filter(|_| self.kind == SchemaKind::Merged)
     }
 
     /// A view over the snapshot: the merge plan, into which DataFusion pushes the query's filters.
@@ -314,7 +336,7 @@ impl PinnedSchema {
         {
             parts.push(Arc::new(states.table(Arc::clone(&schema))));
         }
-        if self.kind != SchemaKind::Batch && self.as_of.is_none() {
+        if self.kind != SchemaKind::Batch && self.catalog.as_of.is_none() {
             let part = self.stream(stream)?;
             if !part.whole {
                 return Err(DataFusionError::External(Box::new(Restoring { view: name.to_owned() })));
@@ -333,8 +355,8 @@ impl PinnedSchema {
 
     /// The version that `name` stands for in what is read, and its instance; None when there is no such view.
     fn version(&self, name: &str) -> Result<Option<(String, &ViewInput)>> {
-        let names = &self.snapshot.names;
-        let Some(older) = self.as_of.as_ref().filter(|older| !older.versions.is_empty()) else {
+        let names = &self.catalog.snapshot.names;
+        let Some(older) = self.catalog.as_of.as_ref().filter(|older| !older.versions.is_empty()) else {
             return Ok(names.view(name).map(|(instance, input)| (instance.clone(), input)));
         };
         match version::called(&older.versions, name) {
@@ -360,7 +382,9 @@ impl PinnedSchema {
 
     /// The states of a version in the generation that is read; None when it has none.
     fn batch_states(&self, name: &str, instance: &str, view: &LambdaView) -> Result<Option<&ViewStates>> {
-        let Some(older) = &self.as_of else { return Ok(self.snapshot.generation.views.get(instance)) };
+        let Some(older) = &self.catalog.as_of else {
+            return Ok(self.catalog.snapshot.generation.views.get(instance));
+        };
         match older.views.get(instance) {
             Some(states) if states.fingerprint == view.fingerprint() => Ok(Some(states)),
             Some(_) => plan_err!(
@@ -385,7 +409,7 @@ impl PinnedSchema {
             Kind::Quarantined => (quarantine_schema(), part.archive.rejects(Epoch::default())),
         };
         let archived = archived.with_origin();
-        if let Some(older) = &self.as_of {
+        if let Some(older) = &self.catalog.as_of {
             let frontier = older.frontier.0.get(&stream.name).cloned().unwrap_or_default();
             return below(&frontier, Arc::new(archived));
         }
@@ -400,7 +424,8 @@ impl PinnedSchema {
     }
 
     fn stream(&self, stream: &Stream) -> Result<&StreamSnapshot> {
-        self.snapshot
+        self.catalog
+            .snapshot
             .streams
             .get(&stream.name)
             .ok_or_else(|| DataFusionError::Internal(format!("stream {} is not in the snapshot", stream.name)))

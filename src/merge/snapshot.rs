@@ -15,6 +15,7 @@ use crate::archive::ledger::Ledger;
 use crate::batch::Generation;
 use crate::delta::Delta;
 use crate::position::StreamFrontier;
+use crate::tables::Tables;
 
 /// What one query sees.
 #[derive(Debug, Clone)]
@@ -22,6 +23,8 @@ pub struct Snapshot {
     pub generation: Arc<Generation>,
     /// What there is to read: it changes with the generation, in one step.
     pub names: Arc<Names>,
+    /// The reference tables, each at one version.
+    pub tables: Arc<Tables>,
     /// By stream name.
     pub streams: BTreeMap<String, StreamSnapshot>,
 }

@@ -25,6 +25,7 @@ use crate::catalog::version;
 use crate::kafka::status::IntakeStatus;
 use crate::metrics::WorkOutcome;
 use crate::runtime::{Clock, Health, Micros, SystemClock};
+use crate::tables::{Contents, Version};
 
 /// What system tables tell beside the snapshot.
 #[derive(Debug)]
@@ -58,7 +59,7 @@ impl Surroundings {
 }
 
 /// Names of the tables, and what a row is.
-pub const TABLES: [(&str, &str); 12] = [
+pub const TABLES: [(&str, &str); 14] = [
     ("streams", "One row per stream: its topic, identity and records so far."),
     ("partitions", "One row per Kafka partition: how far it is read, how far behind, and why not."),
     ("snapshot", "What this query reads: one row per stream, with what is missing in it."),
@@ -67,6 +68,11 @@ pub const TABLES: [(&str, &str); 12] = [
     ("reconciliation", "One row per view and refresh, and one per group on which batch and speed differ."),
     ("views", "One row per view: its batch states in the current generation."),
     ("view_versions", "One row per definition that a view has or had, and whether it is kept up to date."),
+    ("tables", "One row per reference table: its version in what this query reads, and who made it."),
+    (
+        "table_versions",
+        "One row per version of a reference table, of the last hundred: who changed what, and when.",
+    ),
     ("freshness", "One row per stream: the age of the newest record that is counted."),
     ("conservation", "One row per partition: offsets passed = counted + duplicate + quarantined + gaps."),
     ("files", "One row per file in the archive's folders: live, retired by compaction, or an orphan."),
@@ -88,6 +94,8 @@ pub fn table(
         "reconciliation" => reconciliation(around),
         "views" => views(snapshot),
         "view_versions" => view_versions(snapshot),
+        "tables" => tables(snapshot),
+        "table_versions" => table_versions(snapshot),
         "freshness" => freshness(snapshot, around),
         "conservation" => conservation(snapshot),
         "files" => files(snapshot, around),
@@ -291,6 +299,44 @@ fn view_versions(snapshot: &Snapshot) -> Columns {
         "statement": StringArray = |(.., version)| Some(version.statement.as_str()),
     );
     columns.insert(5, ("created_at", instant(created)));
+    columns
+}
+
+fn tables(snapshot: &Snapshot) -> Columns {
+    let rows: Vec<_> = snapshot.tables.iter().collect();
+    let changed = |version: &Version| (version.number > 0).then_some(version.changed_at);
+    let changed_at = rows.iter().map(|(_, contents)| changed(&contents.version)).collect();
+    let mut columns: Columns = columns!(rows,
+        "table": StringArray = |(name, _)| Some(name.as_str()),
+        "version": UInt64Array = |(_, contents)| Some(contents.version.number),
+        "rows": UInt64Array = |(_, contents)| Some(contents.rows.num_rows() as u64),
+        "bytes": UInt64Array = |(_, contents)| Some(contents.rows.get_array_memory_size() as u64),
+        "changed_by": StringArray = |(_, contents)| {
+            (contents.version.number > 0).then(|| contents.version.changed_by.clone())
+        },
+    );
+    columns.insert(4, ("changed_at", instant(changed_at)));
+    columns
+}
+
+fn table_versions(snapshot: &Snapshot) -> Columns {
+    let history = |(name, contents)| -> Vec<(String, Arc<Version>)> {
+        let (name, contents): (&String, &Arc<Contents>) = (name, contents);
+        contents.history.iter().map(|version| (name.clone(), Arc::clone(version))).collect()
+    };
+    let rows: Vec<_> = snapshot.tables.iter().flat_map(history).collect();
+    let changed_at = rows.iter().map(|(_, version)| Some(version.changed_at)).collect();
+    let mut columns: Columns = columns!(rows,
+        "table": StringArray = |(name, _)| Some(name.as_str()),
+        "version": UInt64Array = |(_, version)| Some(version.number),
+        "changed_by": StringArray = |(_, version)| Some(version.changed_by.as_str()),
+        "change": StringArray = |(_, version)| Some(version.change.as_str()),
+        "changed_rows": UInt64Array = |(_, version)| Some(version.changed_rows),
+        "rows": UInt64Array = |(_, version)| Some(version.rows),
+        "path": StringArray = |(_, version)| Some(version.path.as_str()),
+        "sha256": StringArray = |(_, version)| Some(version.sha256.as_str()),
+    );
+    columns.insert(2, ("changed_at", instant(changed_at)));
     columns
 }
 

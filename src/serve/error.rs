@@ -10,6 +10,8 @@ use datafusion::sql::sqlparser::tokenizer::Location;
 
 use super::{DefineError, RefreshError, ServeError};
 use crate::merge::catalog::Restoring;
+use crate::runtime::chain;
+use crate::tables::WriteError;
 
 /// A code of PostgreSQL's appendix A.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +25,13 @@ impl SqlState {
     pub const DIVISION_BY_ZERO: Self = Self("22012");
     pub const INVALID_PARAMETER: Self = Self("22023");
     pub const INVALID_TEXT: Self = Self("22P02");
+    pub const NOT_NULL_VIOLATION: Self = Self("23502");
+    pub const UNIQUE_VIOLATION: Self = Self("23505");
+    pub const CHECK_VIOLATION: Self = Self("23514");
+    pub const CARDINALITY: Self = Self("21000");
+    pub const READ_ONLY_TRANSACTION: Self = Self("25006");
+    pub const WRONG_OBJECT_TYPE: Self = Self("42809");
+    pub const NO_SUCH_CONSTRAINT: Self = Self("42P10");
     pub const IN_FAILED_TRANSACTION: Self = Self("25P02");
     pub const UNKNOWN_STATEMENT: Self = Self("26000");
     pub const UNKNOWN_CATALOG: Self = Self("3D000");
@@ -90,7 +99,10 @@ impl QueryError {
     /// A statement that writes, or reaches outside the catalog.
     pub fn refused(what: &str) -> Self {
         Self::new(SqlState::INSUFFICIENT_PRIVILEGE, format!("permission denied: {what} is not allowed"))
-            .detail("a session may only read what the catalog holds and refresh materialized views")
+            .detail(
+                "a session may read what the catalog holds, define and refresh materialized views, and change reference \
+                 tables",
+            )
     }
 
     pub fn cancelled() -> Self {
@@ -170,6 +182,28 @@ impl From<DefineError> for QueryError {
             Some(hint) => shown.hint(hint),
             None => shown,
         }
+    }
+}
+
+impl From<WriteError> for QueryError {
+    fn from(error: WriteError) -> Self {
+        let state = match &error {
+            WriteError::Compute { source, .. } => return classify(source),
+            WriteError::Unknown(_) => SqlState::UNDEFINED_TABLE,
+            WriteError::NotATable(_) => SqlState::WRONG_OBJECT_TYPE,
+            WriteError::Null { .. } => SqlState::NOT_NULL_VIOLATION,
+            WriteError::Check { .. } => SqlState::CHECK_VIOLATION,
+            WriteError::Duplicate { .. } => SqlState::UNIQUE_VIOLATION,
+            WriteError::Twice { .. } => SqlState::CARDINALITY,
+            WriteError::NoSuchKey { .. } => SqlState::NO_SUCH_CONSTRAINT,
+            WriteError::NoSuchColumn { .. } => SqlState::UNDEFINED_COLUMN,
+            WriteError::NotAUuid(_) => SqlState::INVALID_TEXT,
+            WriteError::TooLarge { .. } => SqlState::PROGRAM_LIMIT,
+            WriteError::Fenced { .. } => SqlState::SHUTDOWN,
+            WriteError::Storage(_) | WriteError::Undecided { .. } => SqlState::IO,
+            WriteError::Panicked { .. } => SqlState::INTERNAL,
+        };
+        Self::new(state, chain(&error))
     }
 }
 

@@ -12,6 +12,7 @@ mod run;
 mod settings;
 pub mod statement;
 mod system;
+pub mod write;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,13 +31,16 @@ use tokio::sync::watch;
 use self::functions::{Identity, Relation};
 use self::run::Work;
 pub use self::run::{Encode, Planned, ROWS_PER_PIECE, Rows, Stop};
-use self::settings::AS_OF;
+use self::settings::{AS_OF, READ_ONLY};
 pub use self::settings::{SERVER_VERSION, Settings};
 use self::statement::{Query, SetScope, Statement, StatementParser};
 use self::system::System;
+use self::write::{Write, WriteKind};
 use super::error::{QueryError, SqlState};
 use super::{Database, Limits, ServeError, ViewChange};
 use crate::metrics::Metrics;
+use crate::tables::WriteError;
+use crate::tables::change::Change;
 
 /// What `SHOW` answers with the certificate of the snapshot.
 const SNAPSHOT: &str = "viewledger.snapshot";
@@ -151,6 +155,11 @@ pub enum Outcome<T> {
         tag: &'static str,
     },
     Done(&'static str),
+    /// So many rows of a reference table were changed.
+    Changed {
+        rows: u64,
+        tag: &'static str,
+    },
     Began,
     /// `COMMIT` or `ROLLBACK`; holds the tag.
     Ended(&'static str),
@@ -160,7 +169,7 @@ pub enum Outcome<T> {
         tag: &'static str,
     },
     /// Settings changed; the adapter reports those that it promised to.
-    Changed(&'static str),
+    Set(&'static str),
 }
 
 impl Session {
@@ -206,6 +215,12 @@ impl Session {
                 (Some(shown_schema(query, schema)), parameter_types(query, &planned.plan)?)
             }
             Statement::Show(name) => (Some(show_schema(name.as_deref())), Vec::new()),
+            Statement::Write(write) if write.kind != WriteKind::Truncate => {
+                let table = write.table(&self.settings.default_schema())?;
+                let pinned = self.service.database.pin_to_change(table, write.rows())?;
+                let planned = self.plan_over(pinned, &write.query, None).await?;
+                (None, parameter_types(&write.query, &planned.plan)?)
+            }
             _ => (None, Vec::new()),
         };
         Ok(Prepared { statement, schema, parameters })
@@ -243,6 +258,9 @@ impl Session {
                 let rows = run::run(&service.queries, &service.metrics, planned, buffered, encode);
                 Ok(Outcome::Rows { schema, rows, tag: query.tag })
             }
+            Statement::Write(write) => {
+                Ok(Outcome::Changed { rows: self.write(write, parameters).await?, tag: write.query.tag })
+            }
             other => self.execute_small(other).await,
         }
     }
@@ -250,7 +268,7 @@ impl Session {
     async fn execute_small<T>(&mut self, statement: &Statement) -> Result<Outcome<T>, QueryError> {
         Ok(match statement {
             // Handled by the caller, which knows how to encode rows.
-            Statement::Query(_) => return Err(QueryError::internal("a query is not a small statement")),
+            Statement::Query(_) | Statement::Write(_) => return Err(QueryError::internal("not a small statement")),
             Statement::Show(name) => Outcome::Table { batch: self.show(name.as_deref())?, tag: "SHOW" },
             Statement::Set { name, value, scope } => {
                 if name == AS_OF
@@ -262,19 +280,22 @@ impl Session {
                 if *scope == SetScope::Session || self.in_transaction() {
                     self.settings.set(name, value.as_deref(), *scope)?;
                 }
-                Outcome::Changed("SET")
+                Outcome::Set("SET")
             }
             Statement::Reset(Some(name)) => {
                 self.settings.set(name, None, SetScope::Session)?;
-                Outcome::Changed("RESET")
+                Outcome::Set("RESET")
             }
             Statement::Reset(None) => {
                 self.settings.reset_all();
-                Outcome::Changed("RESET")
+                Outcome::Set("RESET")
             }
-            Statement::Begin => {
+            Statement::Begin { read_only } => {
                 if !self.in_transaction() {
                     self.transaction = Transaction::Open(None);
+                }
+                if *read_only {
+                    self.settings.set(READ_ONLY, Some("on"), SetScope::Local)?;
                 }
                 Outcome::Began
             }
@@ -333,8 +354,69 @@ impl Session {
         Ok(catalog)
     }
 
+    /// Changes a reference table; returns how many rows were touched.
+    async fn write(&self, write: &Write, parameters: Option<ParamValues>) -> Result<u64, QueryError> {
+        let tag = write.query.tag;
+        let table = write.table(&self.settings.default_schema())?;
+        self.refuse_write(tag)?;
+        let turn = self.service.database.change_table(table, write.rows()).await?;
+        let rows = match write.kind {
+            WriteKind::Truncate => Vec::new(),
+            _ => {
+                let planned = self.plan_over(turn.pinned(), &write.query, parameters).await?;
+                let all: Encode<RecordBatch> = Box::new(Ok);
+                let service = &self.service;
+                let rows =
+                    run::run(&service.queries, &service.metrics, planned, service.limits.pieces_buffered, all);
+                collected(rows, table, turn.bytes_max()).await?
+            }
+        };
+        let change = match &write.kind {
+            WriteKind::Insert(conflict) => Change::Insert { rows, conflict: conflict.clone() },
+            WriteKind::Update => Change::Update(rows),
+            WriteKind::Delete => Change::Delete(rows),
+            WriteKind::Truncate => Change::Truncate,
+        };
+        let touched = turn.commit(change, tag, &self.identity.user).await?;
+        tracing::info!(
+            table,
+            statement = tag,
+            rows = touched,
+            user = self.identity.user,
+            "reference table changed"
+        );
+        Ok(touched)
+    }
+
+    fn refuse_write(&self, tag: &str) -> Result<(), QueryError> {
+        let read_only = |why: String| Err(QueryError::new(SqlState::READ_ONLY_TRANSACTION, why));
+        if self.settings.read_only() {
+            return read_only(format!("cannot execute {tag} in a read-only transaction"));
+        }
+        if self.settings.as_of().is_some() {
+            return read_only(format!("cannot execute {tag} while {AS_OF} reads an older generation"));
+        }
+        if self.in_transaction() {
+            let message =
+                format!("{tag} is not supported inside a transaction block: each is a transaction of its own");
+            return Err(QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, message)
+                .hint("send it outside BEGIN and COMMIT; drivers call that autocommit"));
+        }
+        Ok(())
+    }
+
     async fn plan(&mut self, query: &Query, parameters: Option<ParamValues>) -> Result<Planned, QueryError> {
         let pinned = self.pin()?;
+        self.plan_over(pinned, query, parameters).await
+    }
+
+    /// The plan of a query; of a statement that changes a table, of the rows that it changes.
+    async fn plan_over(
+        &self,
+        pinned: Arc<dyn CatalogProvider>,
+        query: &Query,
+        parameters: Option<ParamValues>,
+    ) -> Result<Planned, QueryError> {
         let service = Arc::clone(&self.service);
         let (settings, identity) = (Arc::clone(&self.settings), self.identity.clone());
         let query = query.clone();
@@ -364,6 +446,12 @@ impl Session {
                     let shown = QueryError::of(&error);
                     if query.catalog { shown } else { shown.located(&query.sql, &error) }
                 })?;
+            let plan = match plan {
+                LogicalPlan::Dml(change) if matches!(query.tag, "INSERT" | "UPDATE" | "DELETE") => {
+                    change.input.as_ref().clone()
+                }
+                plan => plan,
+            };
             guard::check(&plan)?;
             let plan = match parameters {
                 Some(values) => plan.with_param_values(values)?,
@@ -396,6 +484,21 @@ impl Session {
         let arrays = columns.into_iter().map(|values| Arc::new(StringArray::from(values)) as _).collect();
         RecordBatch::try_new(schema, arrays).map_err(|error| QueryError::internal(error.to_string()))
     }
+}
+
+/// All rows, unless they are more than the table may hold.
+async fn collected(mut rows: Rows<RecordBatch>, table: &str, max: usize) -> Result<Vec<RecordBatch>, QueryError> {
+    let (mut all, mut bytes) = (Vec::new(), 0);
+    while let Some(piece) = rows.next().await {
+        let piece = piece?;
+        let sizes = piece.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or(0));
+        bytes += sizes.sum::<usize>();
+        if bytes > max {
+            return Err(WriteError::TooLarge { table: table.to_owned(), bytes, max }.into());
+        }
+        all.push(piece);
+    }
+    Ok(all)
 }
 
 fn tag(change: &ViewChange) -> &'static str {

@@ -7,6 +7,8 @@
 //! | `archive/<stream>/{events,duplicates,quarantine}/<epoch>-<nonce>.parquet` | its data |
 //! | `generations/<20 digits>.json` | manifests of published generations |
 //! | `views/<view>/<generation>-<run>-<nonce>.parquet` | partial states that generations name |
+//! | `tables/<table>/versions/<20 digits>.json` | manifests of a reference table's versions |
+//! | `tables/<table>/<version>-<nonce>.parquet` | the rows of a version |
 //! | `LOCK` | held by the one process that uses a local directory |
 
 use object_store::path::Path;
@@ -51,6 +53,17 @@ pub fn views() -> Path {
 /// All files of a view.
 pub fn view(view: &str) -> Path {
     Path::from_iter(["views", view])
+}
+
+/// The manifest log of a reference table.
+pub fn table_versions(table: &str) -> Path {
+    Path::from_iter(["tables", table, "versions"])
+}
+
+/// A new name for the rows of a version; the nonce makes it unique among attempts.
+pub fn table_file(table: &str, version: u64) -> Path {
+    let name = format!("{}-{}.parquet", padded(version), Uuid::new_v4().simple());
+    Path::from_iter(["tables", table, &name])
 }
 
 /// The names within one stream's table.

@@ -19,6 +19,7 @@ mod records;
 mod refreshes;
 mod server;
 mod snapshots;
+mod tables;
 mod versions;
 mod world;
 mod zombie;

@@ -85,7 +85,7 @@ async fn stage(faulty: Arc<FaultyStore>, generations_max: usize) -> Stage {
         archive: snapshot,
     };
     let streams = [("clicks".to_owned(), part)].into();
-    let cell = Arc::new(SnapshotCell::new(Snapshot { generation, names, streams }));
+    let cell = Arc::new(SnapshotCell::new(Snapshot { generation, names, tables: Arc::default(), streams }));
     Stage { faulty, engine, declared, archive, cell, refresher, health, _sql: sql }
 }
 

@@ -107,11 +107,41 @@ fn mistakes_are_placed() {
         ("CREATE VIEW raw.v AS SELECT 1", "f.sql:1:1: raw.v must be a name without a schema"),
         (
             "DROP TABLE x",
-            "f.sql:1:1: only CREATE STREAM, CREATE MATERIALIZED VIEW and CREATE VIEW are understood here",
+            "f.sql:1:1: only CREATE STREAM, CREATE TABLE, CREATE MATERIALIZED VIEW and CREATE VIEW are understood here",
         ),
         ("CREATE STREAM s (a 'x", "f.sql:1:20: Unterminated string literal"),
     ];
     for (sql, expected) in cases {
+        let fault = parse("f.sql", sql).unwrap_err().to_string();
+        assert!(fault.starts_with(expected), "{sql:?} gave {fault:?}");
+    }
+}
+
+#[test]
+fn a_table() {
+    let sql = "-- One row is one rate.\nCREATE TABLE rates (\n  country TEXT,\n  valid_from TIMESTAMPTZ,\n  rate DECIMAL(18, 9) \
+               NOT NULL CHECK (rate >= 0),\n  PRIMARY KEY (country, valid_from)\n)";
+    let Definition::Table(table) = parse("t.sql", sql).unwrap().remove(0) else { panic!("not a table") };
+    assert_eq!((table.name.as_str(), table.key.as_slice(), table.line), ("rates", [0, 1].as_slice(), 2));
+    assert_eq!(table.comment.as_deref(), Some("One row is one rate."));
+    assert_eq!(table.key_names(), ["country", "valid_from"]);
+    assert!(table.columns.iter().all(|column| column.required), "the key is NOT NULL");
+    assert_eq!(table.checks[0].name, "rates_rate_check");
+    assert!(!table.schema().field(0).is_nullable());
+    for (sql, expected) in [
+        ("CREATE TABLE t (a TEXT,\n  b TEXT[])", "f.sql:2:3: column b: a table has no arrays and structs"),
+        ("CREATE TABLE t AS SELECT 1", "f.sql:1:1: table t: write its columns, and fill it with INSERT"),
+        ("CREATE TABLE IF NOT EXISTS t (a TEXT)", "f.sql:1:1: write CREATE TABLE without"),
+        ("CREATE TABLE t (a TEXT) WITH (topic = 't')", "f.sql:1:31: a table takes no option topic"),
+        ("CREATE TABLE t (a TEXT, PRIMARY KEY (b))", "f.sql:1:38: no column b"),
+        ("CREATE TABLE t (a TEXT PRIMARY KEY, PRIMARY KEY (a))", "f.sql:1:50: a table has one PRIMARY KEY"),
+        ("CREATE TABLE t (a TEXT DEFAULT 'x')", "f.sql:1:17: column a: DEFAULT 'x' is not understood in a table"),
+        ("CREATE TABLE \"t@1\" (a TEXT)", "f.sql:1:1: table t@1: a name has no @"),
+        (
+            "CREATE STREAM s (a TEXT, b TEXT, PRIMARY KEY (a, b)) WITH (topic='t')",
+            "f.sql:1:47: PRIMARY KEY of a stream",
+        ),
+    ] {
         let fault = parse("f.sql", sql).unwrap_err().to_string();
         assert!(fault.starts_with(expected), "{sql:?} gave {fault:?}");
     }

@@ -57,7 +57,7 @@ pub(super) struct Queries {
 /// What a statement's execution answers, before any row was sent.
 enum Started {
     Rows { infos: Arc<Vec<FieldInfo>>, rows: RowStream, tag: &'static str },
-    Done { tag: &'static str, status: Option<TransactionStatus> },
+    Done { tag: &'static str, rows: Option<usize>, status: Option<TransactionStatus> },
 }
 
 type RowStream = std::pin::Pin<Box<dyn stream::Stream<Item = PgWireResult<DataRow>> + Send>>;
@@ -113,21 +113,26 @@ impl Queries {
             }
             Outcome::Done(tag) => {
                 let rolled_back = failed && tag == "ROLLBACK";
-                Started::Done { tag, status: rolled_back.then_some(TransactionStatus::Transaction) }
+                Started::Done { tag, rows: None, status: rolled_back.then_some(TransactionStatus::Transaction) }
             }
-            Outcome::Began => Started::Done { tag: "BEGIN", status: Some(TransactionStatus::Transaction) },
+            Outcome::Changed { rows, tag } => {
+                Started::Done { tag, rows: Some(usize::try_from(rows).unwrap_or(usize::MAX)), status: None }
+            }
+            Outcome::Began => {
+                Started::Done { tag: "BEGIN", rows: None, status: Some(TransactionStatus::Transaction) }
+            }
             Outcome::Ended(tag) => {
                 // As PostgreSQL: a failed transaction cannot be committed.
                 let tag = if failed { "ROLLBACK" } else { tag };
-                Started::Done { tag, status: Some(TransactionStatus::Idle) }
+                Started::Done { tag, rows: None, status: Some(TransactionStatus::Idle) }
             }
             Outcome::Forget { name, tag } => {
                 forget(client, connection, name.as_deref())?;
-                Started::Done { tag, status: None }
+                Started::Done { tag, rows: None, status: None }
             }
-            Outcome::Changed(tag) => {
+            Outcome::Set(tag) => {
                 report(client, &session, statement).await?;
-                Started::Done { tag, status: None }
+                Started::Done { tag, rows: None, status: None }
             }
         })
     }
@@ -211,8 +216,8 @@ impl SimpleQueryHandler for Queries {
                     let (sent, _) = self.pump(client, &mut rows, 0, &mut stop).await?;
                     self.feed(client, complete(tag, Some(sent))).await?;
                 }
-                Started::Done { tag, status } => {
-                    self.feed(client, complete(tag, None)).await?;
+                Started::Done { tag, rows, status } => {
+                    self.feed(client, complete(tag, rows)).await?;
                     if let Some(status) = status {
                         client.set_transaction_status(status);
                     }
@@ -324,9 +329,9 @@ impl ExtendedQueryHandler for Queries {
                     response.set_command_tag(tag);
                     *state = PortalExecutionState::Suspended(response);
                 }
-                Started::Done { tag, status } => {
+                Started::Done { tag, rows, status } => {
                     *state = PortalExecutionState::Finished;
-                    self.feed(client, complete(tag, None)).await?;
+                    self.feed(client, complete(tag, rows)).await?;
                     if let Some(status) = status {
                         client.set_transaction_status(status);
                     }
@@ -507,10 +512,11 @@ fn row_stream(rows: Rows<Vec<DataRow>>) -> RowStream {
 }
 
 fn complete(tag: &str, rows: Option<usize>) -> PgWireBackendMessage {
-    let counted = rows.filter(|_| tag == "SELECT");
-    let tag = match counted {
-        Some(rows) => Tag::new(tag).with_rows(rows),
-        None => Tag::new(tag),
+    let tag = match (tag, rows) {
+        ("SELECT" | "UPDATE" | "DELETE", Some(rows)) => Tag::new(tag).with_rows(rows),
+        // Where a row's identifier stood once.
+        ("INSERT", Some(rows)) => Tag::new(tag).with_oid(0).with_rows(rows),
+        _ => Tag::new(tag),
     };
     PgWireBackendMessage::CommandComplete(CommandComplete::from(tag))
 }

@@ -38,6 +38,9 @@ struct Known {
     kind: Kind,
 }
 
+/// Whether the transaction may change nothing.
+pub(super) const READ_ONLY: &str = "transaction_read_only";
+
 const fn known(name: &'static str, default: &'static str, kind: Kind) -> Known {
     Known { name, default, kind }
 }
@@ -56,7 +59,7 @@ static KNOWN: &[Known] = &[
     known("default_table_access_method", "heap", Kind::Text),
     known("default_tablespace", "", Kind::Text),
     known("default_transaction_isolation", "repeatable read", Kind::Text),
-    known("default_transaction_read_only", "on", Kind::OneOf(&["on", "true", "1", "yes"])),
+    known("default_transaction_read_only", "off", Kind::Flag),
     known("extra_float_digits", "1", Kind::Integer(-15, 3)),
     known("idle_in_transaction_session_timeout", "0", Kind::Timeout),
     known("idle_session_timeout", "0", Kind::Timeout),
@@ -84,7 +87,7 @@ static KNOWN: &[Known] = &[
     known("synchronize_seqscans", "on", Kind::Flag),
     known("TimeZone", "UTC", UTC),
     known("transaction_isolation", "repeatable read", Kind::Text),
-    known("transaction_read_only", "on", Kind::OneOf(&["on", "true", "1", "yes"])),
+    known(READ_ONLY, "off", Kind::Flag),
     known("transaction_timeout", "0", Kind::Timeout),
     known(AS_OF, "", Kind::Text),
     known("work_mem", "4MB", Kind::Text),
@@ -223,6 +226,13 @@ impl Settings {
     pub fn as_of(&self) -> Option<String> {
         let (_, at) = self.show(AS_OF).expect("it is a known setting");
         (!at.is_empty()).then_some(at)
+    }
+
+    /// Whether the client has asked that nothing be changed.
+    pub fn read_only(&self) -> bool {
+        [READ_ONLY, "default_transaction_read_only"]
+            .iter()
+            .any(|name| self.show(name).is_ok_and(|(_, on)| on == "on"))
     }
 
     fn timeout(&self, name: &str) -> Option<Duration> {

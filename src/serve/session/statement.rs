@@ -9,7 +9,9 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::{DataType, TimeUnit};
-use datafusion::sql::sqlparser::ast::{self, ContextModifier, Expr, Reset, Set, SetExpr, Value, Visit, Visitor};
+use datafusion::sql::sqlparser::ast::{
+    self, ContextModifier, Expr, Reset, Set, SetExpr, TransactionAccessMode, TransactionMode, Value, Visit, Visitor,
+};
 use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer};
@@ -22,6 +24,7 @@ use datafusion_pg_catalog::sql::rules::{
 
 use super::dialect::Postgres;
 use super::psql::without_unknowns;
+use super::write::Write;
 use crate::serve::Limits;
 use crate::serve::RefreshScope;
 use crate::serve::ViewChange;
@@ -38,6 +41,8 @@ const CATALOG_NESTING_MAX: usize = 14;
 #[derive(Debug, Clone)]
 pub enum Statement {
     Query(Query),
+    /// A change of a reference table.
+    Write(Write),
     /// `SHOW name`, or every setting.
     Show(Option<String>),
     Set {
@@ -48,7 +53,9 @@ pub enum Statement {
     },
     /// One setting, or all.
     Reset(Option<String>),
-    Begin,
+    Begin {
+        read_only: bool,
+    },
     Commit,
     Rollback,
     /// `SAVEPOINT`, `RELEASE`, `ROLLBACK TO`: a reading transaction has nothing to undo. Holds the tag.
@@ -239,6 +246,10 @@ fn classify(statement: ast::Statement, sql: &Arc<str>, catalog: bool) -> Result<
     let query = |statement, tag| {
         Ok(Statement::Query(Query { ast: Arc::new(statement), tag, catalog, sql: Arc::clone(sql) }))
     };
+    let write = |statement| {
+        let query = |ast, tag| Query { ast, tag, catalog, sql: Arc::clone(sql) };
+        Write::read(statement, query).map(Statement::Write)
+    };
     match &statement {
         S::Query(inner) => {
             check_select(inner)?;
@@ -258,7 +269,7 @@ fn classify(statement: ast::Statement, sql: &Arc<str>, catalog: bool) -> Result<
             Reset::ALL => None,
             Reset::ConfigurationParameter(name) => Some(name.to_string().to_lowercase()),
         })),
-        S::StartTransaction { .. } => Ok(Statement::Begin),
+        S::StartTransaction { modes, .. } => Ok(Statement::Begin { read_only: access(modes) == Some("on") }),
         S::Commit { .. } => Ok(Statement::Commit),
         S::Rollback { savepoint: None, .. } => Ok(Statement::Rollback),
         S::Rollback { .. } => Ok(Statement::Savepoint("ROLLBACK")),
@@ -270,6 +281,11 @@ fn classify(statement: ast::Statement, sql: &Arc<str>, catalog: bool) -> Result<
         S::Deallocate { name, .. } => {
             Ok(Statement::Deallocate((!name.value.eq_ignore_ascii_case("all")).then(|| name.value.clone())))
         }
+        S::Insert(ast::Insert { source: Some(source), .. }) => {
+            check_select(source)?;
+            write(statement)
+        }
+        S::Insert(_) | S::Update(_) | S::Delete(_) | S::Truncate(_) => write(statement),
         S::LISTEN { .. } => Ok(Statement::Ignored("LISTEN")),
         S::UNLISTEN { .. } => Ok(Statement::Ignored("UNLISTEN")),
         other => Err(QueryError::refused(&command(other))),
@@ -326,10 +342,31 @@ fn set_statement(set: &Set) -> Result<Statement, QueryError> {
         Set::SetNamesDefault {} => {
             Ok(Statement::Set { name: "client_encoding".into(), value: None, scope: SetScope::Session })
         }
-        // Every transaction reads one snapshot, which is what the strictest level asks for.
-        Set::SetTransaction { snapshot: None, .. } => Ok(Statement::Ignored("SET")),
+        Set::SetTransaction { snapshot: None, modes, session } => Ok(match (access(modes), session) {
+            (Some(value), true) => Statement::Set {
+                name: "default_transaction_read_only".into(),
+                value: Some(value.to_owned()),
+                scope: SetScope::Session,
+            },
+            (Some(value), false) => Statement::Set {
+                name: "transaction_read_only".into(),
+                value: Some(value.to_owned()),
+                scope: SetScope::Local,
+            },
+            // Every transaction reads one snapshot, which is what the strictest level asks for.
+            (None, _) => Statement::Ignored("SET"),
+        }),
         other => Err(QueryError::refused(&other.to_string())),
     }
+}
+
+/// Whether a transaction is to be `READ ONLY`, as a setting's value; None when nothing is said of it.
+fn access(modes: &[TransactionMode]) -> Option<&'static str> {
+    modes.iter().rev().find_map(|mode| match mode {
+        TransactionMode::AccessMode(TransactionAccessMode::ReadOnly) => Some("on"),
+        TransactionMode::AccessMode(TransactionAccessMode::ReadWrite) => Some("off"),
+        TransactionMode::IsolationLevel(_) => None,
+    })
 }
 
 fn setting_text(expr: &Expr) -> Result<String, QueryError> {
@@ -386,11 +423,10 @@ fn refusal(words: &[&str]) -> Option<QueryError> {
             SqlState::FEATURE_NOT_SUPPORTED,
             format!("{} is not supported yet", words.first().copied().unwrap_or_default()),
         )),
-        word @ ("INSERT" | "UPDATE" | "DELETE" | "MERGE" | "TRUNCATE" | "CREATE" | "DROP" | "ALTER" | "GRANT"
-        | "REVOKE" | "COMMENT" | "VACUUM" | "ANALYZE" | "CLUSTER" | "REINDEX" | "LOCK" | "CALL" | "DO"
-        | "LOAD" | "INSTALL" | "ATTACH" | "DETACH" | "EXPORT" | "IMPORT" | "UNLOAD" | "CHECKPOINT"
-        | "SECURITY" | "REASSIGN" | "NOTIFY" | "KILL" | "USE" | "CACHE" | "UNCACHE" | "MSCK"
-        | "OPTIMIZE") => {
+        word @ ("MERGE" | "CREATE" | "DROP" | "ALTER" | "GRANT" | "REVOKE" | "COMMENT" | "VACUUM" | "ANALYZE"
+        | "CLUSTER" | "REINDEX" | "LOCK" | "CALL" | "DO" | "LOAD" | "INSTALL" | "ATTACH" | "DETACH"
+        | "EXPORT" | "IMPORT" | "UNLOAD" | "CHECKPOINT" | "SECURITY" | "REASSIGN" | "NOTIFY" | "KILL"
+        | "USE" | "CACHE" | "UNCACHE" | "MSCK" | "OPTIMIZE") => {
             let second = words.get(1).copied().unwrap_or_default();
             Some(QueryError::refused(format!("{word} {second}").trim()))
         }
@@ -598,6 +634,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::serve::session::write::WriteKind;
+    use crate::tables::change::OnConflict;
 
     fn parse(sql: &str) -> Result<Vec<Statement>, QueryError> {
         StatementParser::new(&Limits::default()).parse(sql)
@@ -645,33 +683,75 @@ mod tests {
         assert!(matches!(&parse("set search_path to speed, public").unwrap()[0],
             Statement::Set { value: Some(value), .. } if value == "speed, public"));
         assert!(matches!(&parse("SHOW TIME ZONE").unwrap()[0], Statement::Show(Some(name)) if name == "timezone"));
-        assert!(matches!(&parse("BEGIN READ ONLY").unwrap()[0], Statement::Begin));
+        assert!(matches!(&parse("BEGIN READ ONLY").unwrap()[0], Statement::Begin { read_only: true }));
+        assert!(matches!(&parse("START TRANSACTION").unwrap()[0], Statement::Begin { read_only: false }));
+        assert!(matches!(&parse("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY").unwrap()[0],
+            Statement::Set { name, value: Some(value), scope: SetScope::Session }
+                if name == "default_transaction_read_only" && value == "on"));
         assert!(matches!(&parse("end").unwrap()[0], Statement::Commit));
         assert!(matches!(&parse("DEALLOCATE ALL").unwrap()[0], Statement::Deallocate(None)));
         assert!(matches!(&parse("DISCARD ALL").unwrap()[0], Statement::Discard { all: true }));
     }
 
     #[test]
-    fn everything_that_writes_is_refused() {
+    fn everything_that_writes_elsewhere_than_to_reference_tables_is_refused() {
         for sql in [
             "COPY (SELECT 1) TO '/tmp/x'",
             "COPY t FROM '/etc/passwd'",
             "CREATE TABLE t AS SELECT 1",
             "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/etc/passwd'",
             "DROP TABLE t",
-            "TRUNCATE t",
-            "INSERT INTO t VALUES (1)",
-            "UPDATE t SET a = 1",
-            "DELETE FROM t",
+            "MERGE INTO t USING s ON t.a = s.a WHEN MATCHED THEN DELETE",
             "SELECT 1 INTO t",
             "EXPLAIN ANALYZE INSERT INTO t VALUES (1)",
             "ALTER TABLE t ADD c int",
             "DO $$ x $$",
             "SELECT a FROM t FOR UPDATE",
+            "INSERT INTO t SELECT a FROM t FOR UPDATE",
         ] {
             assert_eq!(state(sql), "42501", "{sql}");
         }
         assert!(parse("EXPLAIN ANALYZE COPY (SELECT 1) TO '/tmp/x'").is_err());
+    }
+
+    #[test]
+    fn changes_of_tables_are_recognised() {
+        let write = |sql: &str| match parse(sql).unwrap().pop() {
+            Some(Statement::Write(write)) => write,
+            other => panic!("{other:?}"),
+        };
+        let conflict = |sql: &str| match write(sql).kind {
+            WriteKind::Insert(conflict) => conflict,
+            other => panic!("{other:?}"),
+        };
+        for (sql, tag, kind) in [
+            ("INSERT INTO public.T SELECT 1", "INSERT", WriteKind::Insert(OnConflict::Fail)),
+            ("UPDATE t SET a = 1 WHERE b = 2", "UPDATE", WriteKind::Update),
+            ("DELETE FROM viewledger.public.t", "DELETE", WriteKind::Delete),
+            ("TRUNCATE t", "TRUNCATE TABLE", WriteKind::Truncate),
+        ] {
+            let write = write(sql);
+            assert_eq!((write.query.tag, write.table("public").unwrap()), (tag, "t"));
+            assert_eq!(write.kind, kind);
+        }
+        let insert = "INSERT INTO t VALUES (1) ON CONFLICT";
+        assert_eq!(conflict(&format!("{insert} DO NOTHING")), OnConflict::Skip(None));
+        assert_eq!(conflict(&format!("{insert} (A) DO NOTHING")), OnConflict::Skip(Some(vec!["a".into()])));
+        assert_eq!(
+            conflict(&format!("{insert} (a) DO UPDATE SET b = EXCLUDED.b, c = excluded.c")),
+            OnConflict::Update { key: vec!["a".into()], columns: vec!["b".into(), "c".into()] }
+        );
+        assert_eq!(write("DELETE FROM speed.t").table("public").unwrap_err().state.0, "42501");
+        assert_eq!(write("DELETE FROM t").table("raw").unwrap_err().state.0, "42501");
+        for refused in [
+            "INSERT INTO t VALUES (1) RETURNING a",
+            "INSERT INTO t VALUES (1) ON CONFLICT (a) DO UPDATE SET b = 1",
+            "INSERT INTO t VALUES (1) ON CONFLICT (a) DO UPDATE SET b = EXCLUDED.b WHERE t.b > 1",
+            "TRUNCATE a, b",
+        ] {
+            assert_eq!(state(refused), "0A000", "{refused}");
+        }
+        assert_eq!(state("UPDATE t SET _row = 1"), "42703");
     }
 
     #[test]

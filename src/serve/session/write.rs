@@ -1,0 +1,177 @@
+//! INSERT, UPDATE, DELETE and TRUNCATE of reference tables, as far as the engine does not know them itself.
+
+use std::sync::Arc;
+
+use datafusion::sql::sqlparser::ast::{
+    self, Assignment, AssignmentTarget, ConflictTarget, Expr, FromTable, Ident, ObjectName, OnConflictAction,
+    OnInsert, TableFactor, TableObject, TableWithJoins,
+};
+
+use super::statement::Query;
+use crate::serve::ChangedRows;
+use crate::serve::error::{QueryError, SqlState};
+use crate::tables::change::OnConflict;
+
+/// A statement that changes a reference table.
+#[derive(Debug, Clone)]
+pub struct Write {
+    /// What the planner sees: without ON CONFLICT, which it does not know. Its tag is the statement's.
+    pub query: Query,
+    pub kind: WriteKind,
+    /// None where the session's own schema is meant.
+    schema: Option<String>,
+    table: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WriteKind {
+    Insert(OnConflict),
+    Update,
+    Delete,
+    Truncate,
+}
+
+impl Write {
+    /// Reads a parsed statement of one of the four kinds; `query` makes what the planner sees of it and of its tag.
+    pub(super) fn read(
+        mut statement: ast::Statement,
+        query: impl FnOnce(Arc<ast::Statement>, &'static str) -> Query,
+    ) -> Result<Self, QueryError> {
+        use ast::Statement as S;
+        let (name, kind, tag) = match &mut statement {
+            S::Insert(insert) => {
+                insert_of(insert).map(|(name, conflict)| (name, WriteKind::Insert(conflict), "INSERT"))
+            }
+            S::Update(update) => {
+                if update.assignments.iter().any(|set| target(set).is_some_and(|column| column.starts_with('_'))) {
+                    return Err(QueryError::new(SqlState::UNDEFINED_COLUMN, "no column of a table begins with _"));
+                }
+                if update.limit.is_some() || !update.order_by.is_empty() {
+                    return Err(unsupported("UPDATE with ORDER BY or LIMIT"));
+                }
+                plain(&update.table).map(|name| (name, WriteKind::Update, "UPDATE"))
+            }
+            S::Delete(delete) => {
+                if delete.limit.is_some() {
+                    return Err(unsupported("DELETE with LIMIT"));
+                }
+                match &delete.from {
+                    FromTable::WithFromKeyword(tables) | FromTable::WithoutKeyword(tables) => {
+                        match tables.as_slice() {
+                            [table] => plain(table).map(|name| (name, WriteKind::Delete, "DELETE")),
+                            _ => Err(unsupported("DELETE from several tables")),
+                        }
+                    }
+                }
+            }
+            S::Truncate(truncate) => match truncate.table_names.as_slice() {
+                [table] => Ok((table.name.clone(), WriteKind::Truncate, "TRUNCATE TABLE")),
+                _ => Err(unsupported("TRUNCATE of several tables")),
+            },
+            _ => Err(QueryError::internal("not a statement that changes a table")),
+        }?;
+        let (schema, table) = match name.0.iter().filter_map(|part| part.as_ident()).collect::<Vec<_>>().as_slice()
+        {
+            [table] => (None, normal(table)),
+            [schema, table] | [_, schema, table] => (Some(normal(schema)), normal(table)),
+            _ => return Err(QueryError::new(SqlState::SYNTAX, format!("{name} is not a table's name"))),
+        };
+        Ok(Self { query: query(Arc::new(statement), tag), kind, schema, table })
+    }
+
+    /// The table that is meant when the session looks up names in `default_schema`.
+    pub fn table(&self, default_schema: &str) -> Result<&str, QueryError> {
+        match self.schema.as_deref().unwrap_or(default_schema) {
+            "public" => Ok(&self.table),
+            schema => Err(QueryError::refused(&format!("{} of {schema}.{}", self.query.tag, self.table))),
+        }
+    }
+
+    pub fn rows(&self) -> ChangedRows {
+        match self.kind {
+            WriteKind::Insert(_) => ChangedRows::New,
+            WriteKind::Update | WriteKind::Delete | WriteKind::Truncate => ChangedRows::Present,
+        }
+    }
+}
+
+/// The table, and what becomes of conflicts, which are taken out of the statement.
+fn insert_of(insert: &mut ast::Insert) -> Result<(ObjectName, OnConflict), QueryError> {
+    if insert.returning.is_some() {
+        return Err(unsupported("RETURNING"));
+    }
+    if insert.overwrite || insert.replace_into || insert.or.is_some() {
+        return Err(unsupported("INSERT that replaces rows").hint("INSERT ... ON CONFLICT (key) DO UPDATE SET ..."));
+    }
+    if insert.source.is_none() {
+        return Err(unsupported("INSERT without VALUES or SELECT"));
+    }
+    let TableObject::TableName(name) = &insert.table else {
+        return Err(unsupported("INSERT into something else than a table"));
+    };
+    let name = name.clone();
+    let conflict = match insert.on.take() {
+        None => OnConflict::Fail,
+        Some(OnInsert::OnConflict(conflict)) => on_conflict(conflict)?,
+        Some(_) => return Err(unsupported("ON DUPLICATE KEY UPDATE").hint("ON CONFLICT (key) DO UPDATE SET ...")),
+    };
+    Ok((name, conflict))
+}
+
+fn on_conflict(conflict: ast::OnConflict) -> Result<OnConflict, QueryError> {
+    let key = match conflict.conflict_target {
+        None => None,
+        Some(ConflictTarget::Columns(columns)) => Some(columns.iter().map(normal).collect::<Vec<_>>()),
+        Some(ConflictTarget::OnConstraint(_)) => {
+            return Err(unsupported("ON CONFLICT ON CONSTRAINT").hint("name the columns of the key"));
+        }
+    };
+    match (conflict.action, key) {
+        (OnConflictAction::DoNothing, key) => Ok(OnConflict::Skip(key)),
+        (OnConflictAction::DoUpdate(_), None) => Err(QueryError::new(
+            SqlState::SYNTAX,
+            "ON CONFLICT DO UPDATE requires the columns of the key: ON CONFLICT (key) DO UPDATE SET ...",
+        )),
+        (OnConflictAction::DoUpdate(update), Some(key)) => {
+            let columns = update.assignments.iter().map(taken_over).collect::<Option<Vec<_>>>();
+            match columns.filter(|_| update.selection.is_none()) {
+                Some(columns) => Ok(OnConflict::Update { key, columns }),
+                None => Err(unsupported("ON CONFLICT DO UPDATE with anything but SET column = EXCLUDED.column")),
+            }
+        }
+    }
+}
+
+/// The column of `column = EXCLUDED.column`.
+fn taken_over(set: &Assignment) -> Option<String> {
+    let column = target(set)?;
+    match &set.value {
+        Expr::CompoundIdentifier(parts) => match parts.as_slice() {
+            [excluded, value] if normal(excluded) == "excluded" && normal(value) == column => Some(column),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn target(set: &Assignment) -> Option<String> {
+    match &set.target {
+        AssignmentTarget::ColumnName(name) => name.0.last().and_then(|part| part.as_ident()).map(normal),
+        AssignmentTarget::Tuple(_) => None,
+    }
+}
+
+fn plain(table: &TableWithJoins) -> Result<ObjectName, QueryError> {
+    match &table.relation {
+        TableFactor::Table { name, .. } if table.joins.is_empty() => Ok(name.clone()),
+        _ => Err(unsupported("changing rows of a join")),
+    }
+}
+
+fn normal(ident: &Ident) -> String {
+    if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_lowercase() }
+}
+
+fn unsupported(what: &str) -> QueryError {
+    QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, format!("{what} is not supported"))
+}
