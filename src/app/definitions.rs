@@ -32,7 +32,7 @@ pub async fn plan(engine: &Engine, catalog: &Catalog, versions: Histories) -> Re
     let mut unreadable = Vec::new();
     for (view, history) in &names.versions {
         for number in history.kept() {
-            let instance = history.instance(view, number);
+            let instance = version::instance(view, number);
             match input(&planner, catalog, view, history, number).await {
                 Ok(input) => drop(names.views.insert(instance, input)),
                 Err(fault) if history.current == Some(number) && history.file == Some(number) => faults.push(fault),
@@ -81,7 +81,7 @@ async fn input(
             return Err(loader::whole_file(name.as_ref(), format!("version {number} has no definition")));
         }
     };
-    let view = planner.view(&history.instance(name, number), &declared).await?;
+    let view = planner.view(&version::instance(name, number), &declared).await?;
     let stream = catalog.streams.get(view.stream().table()).ok_or_else(|| Fault {
         file: declared.file.clone(),
         line: declared.line,

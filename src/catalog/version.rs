@@ -33,9 +33,6 @@ pub struct History {
     /// Which one the file in `sql/` held when it was last read; None when no file declares the view.
     pub file: Option<u32>,
     pub versions: BTreeMap<u32, Version>,
-    /// By version, how often its states were begun anew because a table that it reads had changed.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub revisions: BTreeMap<u32, u64>,
 }
 
 /// One definition.
@@ -66,6 +63,11 @@ impl State {
     }
 }
 
+/// Under what name the states of a version are kept. The first version has the view's own.
+pub fn instance(view: &str, number: u32) -> String {
+    if number == 1 { view.to_owned() } else { versioned(view, number) }
+}
+
 /// What readers call a version.
 pub fn versioned(view: &str, number: u32) -> String {
     format!("{view}{VERSION_MARK}{number}")
@@ -77,20 +79,14 @@ pub fn parse_versioned(name: &str) -> Option<(&str, u32)> {
     number.parse().ok().map(|number| (view, number))
 }
 
-/// The view and the version that `name`, which is `v` or `v@n`, stands for; None when it is not kept up to date.
-pub fn called<'a>(histories: &Histories, name: &'a str) -> Option<(&'a str, u32)> {
+/// The instance that `name`, which is `v` or `v@n`, stands for.
+pub fn called(histories: &Histories, name: &str) -> Option<String> {
     if let Some(history) = histories.get(name) {
-        return history.current.map(|number| (name, number));
+        return history.current.map(|number| instance(name, number));
     }
     let (view, number) = parse_versioned(name)?;
     let kept = histories.get(view)?.kept().any(|kept| kept == number);
-    kept.then_some((view, number))
-}
-
-/// Under what name the states are kept that `name` stands for.
-pub fn instance_called(histories: &Histories, name: &str) -> Option<String> {
-    let (view, number) = called(histories, name)?;
-    histories.get(view).map(|history| history.instance(view, number))
+    kept.then(|| instance(view, number))
 }
 
 impl Version {
@@ -114,20 +110,6 @@ impl Version {
 }
 
 impl History {
-    /// Under what name the states of a version of `view` are kept. The first has the view's own.
-    pub fn instance(&self, view: &str, number: u32) -> String {
-        match self.revisions.get(&number) {
-            Some(revision) => format!("{}.{revision}", versioned(view, number)),
-            None if number == 1 => view.to_owned(),
-            None => versioned(view, number),
-        }
-    }
-
-    /// Gives the states of a version another name, under which they are begun anew.
-    pub fn revise(&mut self, number: u32) {
-        *self.revisions.entry(number).or_default() += 1;
-    }
-
     /// The versions that are kept up to date.
     pub fn kept(&self) -> impl Iterator<Item = u32> + use<> {
         self.current.into_iter().chain(self.standby)
@@ -278,9 +260,7 @@ mod tests {
         assert_eq!(history.state(2), State::Retired);
         history.promote(2);
         assert_eq!(history.kept().collect::<Vec<_>>(), [2, 1]);
-        history.revise(2);
-        history.revise(2);
-        assert_eq!([1, 2, 3].map(|number| history.instance("v", number)), ["v", "v@2.2", "v@3"]);
+        assert_eq!((instance("v", 1), instance("v", 2)), ("v".to_owned(), "v@2".to_owned()));
         assert_eq!(parse_versioned("a@b@12"), Some(("a@b", 12)));
     }
 }

@@ -46,7 +46,7 @@ pub struct Names {
 impl Names {
     /// The version that readers call `name`, which is `v` or `v@n`, and its instance.
     pub fn view(&self, name: &str) -> Option<(&String, &ViewInput)> {
-        self.views.get_key_value(&version::instance_called(&self.versions, name)?)
+        self.views.get_key_value(&version::called(&self.versions, name)?)
     }
 
     /// What versions are called that readers are shown: a view's name, and `v@n` for the one beside it.
@@ -61,9 +61,9 @@ impl Names {
 
     /// Whether the name of a view stands for `instance`.
     pub fn is_current(&self, instance: &str) -> bool {
-        self.views.get(instance).is_some_and(|input| {
-            version::instance_called(&self.versions, &input.declared.name).as_deref() == Some(instance)
-        })
+        self.views
+            .get(instance)
+            .is_some_and(|input| version::called(&self.versions, &input.declared.name).as_deref() == Some(instance))
     }
 
     /// All but a version that was on standby.
@@ -74,8 +74,7 @@ impl Names {
             && let Some(history) = rest.versions.get_mut(&input.declared.name)
         {
             let name = &input.declared.name;
-            let standby = history.standby.filter(|number| history.instance(name, *number) != instance);
-            history.standby = standby;
+            history.standby = history.standby.filter(|number| version::instance(name, *number) != instance);
         }
         rest
     }
@@ -328,7 +327,6 @@ impl PinnedSchema {
     /// A view over the snapshot: the merge plan, into which DataFusion pushes the query's filters.
     fn view(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         let Some((instance, ViewInput { view, stream, .. })) = self.version(name)? else { return Ok(None) };
-        let instance = instance.as_str();
         let schema = view.state_schema();
         let mut parts: Vec<Arc<dyn TableProvider>> = Vec::new();
         if self.kind != SchemaKind::Speed
@@ -354,18 +352,14 @@ impl PinnedSchema {
     }
 
     /// The version that `name` stands for in what is read, and its instance; None when there is no such view.
-    fn version(&self, name: &str) -> Result<Option<(String, &ViewInput)>> {
+    fn version(&self, name: &str) -> Result<Option<(&String, &ViewInput)>> {
         let names = &self.catalog.snapshot.names;
         let Some(older) = self.catalog.as_of.as_ref().filter(|older| !older.versions.is_empty()) else {
-            return Ok(names.view(name).map(|(instance, input)| (instance.clone(), input)));
+            return Ok(names.view(name));
         };
         match version::called(&older.versions, name) {
-            // Its states may be of another revision than those of today; they are merged alike.
-            Some((view, number)) => match names.view(&version::versioned(view, number)) {
-                Some((_, input)) => {
-                    let instance = version::instance_called(&older.versions, name).unwrap_or_default();
-                    Ok(Some((instance, input)))
-                }
+            Some(instance) => match names.views.get_key_value(&instance) {
+                Some(found) => Ok(Some(found)),
                 None => plan_err!(
                     "generation {} holds view {name} by a definition that is not kept any more: choose a later \
                      generation, see system.generations and system.view_versions",

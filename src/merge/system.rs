@@ -287,12 +287,13 @@ fn view_versions(snapshot: &Snapshot) -> Columns {
         .flat_map(|(view, history)| history.versions.iter().map(move |(number, v)| (view, history, *number, v)))
         .collect();
     let created = rows.iter().map(|(.., version)| Some(version.created_at)).collect();
+    let kept = |view: &str, number| names.views.contains_key(&version::instance(view, number));
     let mut columns: Columns = columns!(rows,
         "view": StringArray = |(view, ..)| Some(view.as_str()),
         "version": UInt32Array = |(_, _, number, _)| Some(*number),
         "state": StringArray = |(_, history, number, _)| Some(history.state(*number).name()),
-        "readable": BooleanArray = |(view, _, number, _)| {
-            Some(names.view(&version::versioned(view, *number)).is_some())
+        "readable": BooleanArray = |(view, history, number, _)| {
+            Some(history.kept().any(|kept| kept == *number) && kept(view, *number))
         },
         "in_file": BooleanArray = |(_, history, number, _)| Some(history.file == Some(*number)),
         "created_by": StringArray = |(.., version)| Some(version.created_by.as_str()),
