@@ -354,6 +354,7 @@ async fn a_refresh_answers_when_it_is_published_and_the_next_one_waits_for_the_c
     stage.faulty.at_write(2, move || faulty.hold_reads(Some(paths::views())));
     assert_eq!(stage.refresher.refresh(&stage.cell, Vec::new()).await.unwrap(), GenerationId(1));
     assert_eq!(stage.cell.load().generation.id, GenerationId(1));
+    assert_eq!(stage.refresher.shelf().readable().len(), 1, "it cannot be chosen");
     assert_eq!(stage.refresher.history().findings().len(), 0, "the comparison cannot have read anything");
     let states = |stage: &Stage| -> Vec<(Option<GenerationId>, bool)> {
         let all = stage.refresher.refreshes().all();
