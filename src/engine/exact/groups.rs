@@ -1,6 +1,7 @@
 //! Sums and counts of all groups at once, in columns.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{
@@ -9,7 +10,7 @@ use datafusion::arrow::array::{
 use datafusion::arrow::buffer::{BooleanBuffer, NullBuffer};
 use datafusion::arrow::datatypes::{ArrowNativeTypeOp, DataType, Decimal128Type, UInt64Type};
 use datafusion::common::internal_datafusion_err;
-use datafusion::error::Result;
+use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
 
 use super::{Digits, Narrow, Widen, added, given, primitive};
@@ -42,14 +43,13 @@ impl<I, S: ArrowPrimitiveType, R> SumGroups<I, S, R> {
     {
         self.sums.resize(count, S::Native::ZERO);
         self.seen.resize(count, false);
-        each(primitive::<T>(values)?, groups, wanted, |group, value| {
-            let (Some(sum), Some(seen)) = (self.sums.get_mut(group), self.seen.get_mut(group)) else {
-                return Err(internal_datafusion_err!("group {group} of {count}"));
-            };
-            *sum = added(*sum, value.widen())?;
+        let failed = each(primitive::<T>(values)?, groups, wanted, |group, value| {
+            let (sum, seen) = (self.sums.get_mut(group)?, self.seen.get_mut(group)?);
+            *sum = sum.add_checked(value.widen()).ok()?;
             *seen = true;
-            Ok(())
-        })
+            Some(())
+        });
+        failed.map_or(Ok(()), |(group, value)| Err(not_added(self.sums.get(group).copied(), value.widen())))
     }
 
     fn take(&mut self, emit_to: EmitTo) -> (Vec<S::Native>, NullBuffer) {
@@ -106,20 +106,25 @@ where
 /// Means of integers: their number and their sum.
 #[derive(Debug)]
 pub(super) struct AvgGroups<I> {
-    sums: Vec<i128>,
-    counts: Vec<u64>,
+    /// Both of a group side by side, for a row needs both.
+    parts: Vec<(i128, u64)>,
     state_type: DataType,
     types: PhantomData<fn(I)>,
 }
 
 impl<I> AvgGroups<I> {
     pub(super) fn new(state_type: DataType) -> Self {
-        Self { sums: Vec::new(), counts: Vec::new(), state_type, types: PhantomData }
+        Self { parts: Vec::new(), state_type, types: PhantomData }
     }
 
-    fn grow(&mut self, count: usize) {
-        self.sums.resize(count, 0);
-        self.counts.resize(count, 0);
+    fn add(&mut self, group: usize, sum: i128, count: u64) -> Option<()> {
+        let (old_sum, old_count) = self.parts.get_mut(group)?;
+        (*old_sum, *old_count) = (old_sum.checked_add(sum)?, old_count.checked_add(count)?);
+        Some(())
+    }
+
+    fn not_added(&self, group: usize, sum: i128) -> DataFusionError {
+        not_added(self.parts.get(group).map(|(sum, _)| *sum), sum)
     }
 }
 
@@ -135,46 +140,33 @@ where
         wanted: Option<&BooleanArray>,
         count: usize,
     ) -> Result<()> {
-        self.grow(count);
-        each(primitive::<I>(values)?, groups, wanted, |group, value| {
-            let (Some(sum), Some(number)) = (self.sums.get_mut(group), self.counts.get_mut(group)) else {
-                return Err(internal_datafusion_err!("group {group} of {count}"));
-            };
-            *sum = added(*sum, value.widen())?;
-            *number += 1;
-            Ok(())
-        })
+        self.parts.resize(count, (0, 0));
+        let failed =
+            each(primitive::<I>(values)?, groups, wanted, |group, value| self.add(group, value.widen(), 1));
+        failed.map_or(Ok(()), |(group, value)| Err(self.not_added(group, value.widen())))
     }
 
     fn merge_batch(&mut self, states: &[ArrayRef], groups: &[usize], count: usize) -> Result<()> {
-        self.grow(count);
+        self.parts.resize(count, (0, 0));
         let (numbers, sums) = (primitive::<UInt64Type>(states)?, states.get(1..).unwrap_or_default());
-        each(primitive::<Decimal128Type>(sums)?, groups, None, |group, value| {
-            self.sums.get_mut(group).map_or_else(
-                || Err(internal_datafusion_err!("group {group} of {count}")),
-                |sum| added(*sum, value).map(|total| *sum = total),
-            )
-        })?;
-        each(numbers, groups, None, |group, value| {
-            self.counts.get_mut(group).map_or_else(
-                || Err(internal_datafusion_err!("group {group} of {count}")),
-                |number| added(*number, value).map(|total| *number = total),
-            )
-        })
+        let failed = each(primitive::<Decimal128Type>(sums)?, groups, None, |group, sum| self.add(group, sum, 0));
+        if let Some((group, sum)) = failed {
+            return Err(self.not_added(group, sum));
+        }
+        let failed = each(numbers, groups, None, |group, number| self.add(group, 0, number));
+        failed.map_or(Ok(()), |(group, number)| Err(self.not_added(group, number.into())))
     }
 
     fn evaluate(&mut self, emit_to: EmitTo) -> Result<ArrayRef> {
-        let sums = emit_to.take_needed(&mut self.sums);
-        let counts = emit_to.take_needed(&mut self.counts);
-        let means: Float64Array = sums.into_iter().zip(counts).map(|(sum, count)| mean(sum, count)).collect();
+        let parts = emit_to.take_needed(&mut self.parts);
+        let means: Float64Array = parts.into_iter().map(|(sum, count)| mean(sum, count)).collect();
         Ok(Arc::new(means))
     }
 
     fn state(&mut self, emit_to: EmitTo) -> Result<Vec<ArrayRef>> {
-        let counts = emit_to.take_needed(&mut self.counts);
+        let (sums, counts): (Vec<i128>, Vec<u64>) = emit_to.take_needed(&mut self.parts).into_iter().unzip();
         let seen = NullBuffer::new(counts.iter().map(|count| *count > 0).collect());
-        let sums =
-            emitted::<Decimal128Type, Decimal128Type>(emit_to.take_needed(&mut self.sums), seen, &self.state_type)?;
+        let sums = emitted::<Decimal128Type, Decimal128Type>(sums, seen, &self.state_type)?;
         Ok(vec![Arc::new(UInt64Array::from(counts)), sums])
     }
 
@@ -188,7 +180,7 @@ where
     }
 
     fn size(&self) -> usize {
-        size_of_val(self) + self.sums.capacity() * size_of::<i128>() + self.counts.capacity() * size_of::<u64>()
+        size_of_val(self) + self.parts.capacity() * size_of::<(i128, u64)>()
     }
 }
 
@@ -202,22 +194,40 @@ fn is_wanted(wanted: Option<&BooleanArray>, row: usize) -> bool {
     wanted.is_none_or(|wanted| wanted.is_valid(row) && wanted.value(row))
 }
 
-/// Calls `add` with the group and the value of each row that is wanted and not null.
+/// Calls `add` with the group and the value of each row that is wanted and not null, until it says None; then returns
+/// them. An error would cost each row more than its addition.
 fn each<T: ArrowPrimitiveType>(
     values: &PrimitiveArray<T>,
     groups: &[usize],
     wanted: Option<&BooleanArray>,
-    mut add: impl FnMut(usize, T::Native) -> Result<()>,
-) -> Result<()> {
-    if values.null_count() == 0 && wanted.is_none() {
-        return values.values().iter().zip(groups).try_for_each(|(value, group)| add(*group, *value));
+    mut add: impl FnMut(usize, T::Native) -> Option<()>,
+) -> Option<(usize, T::Native)> {
+    let wanted = wanted.map(|wanted| match wanted.nulls() {
+        None => wanted.values().clone(),
+        Some(nulls) => wanted.values() & nulls.inner(),
+    });
+    let held = match (values.nulls(), wanted) {
+        (Some(nulls), Some(wanted)) => Some(nulls.inner() & &wanted),
+        (nulls, wanted) => nulls.map(|nulls| nulls.inner().clone()).or(wanted),
+    };
+    let mut add_all = |rows: Range<usize>| {
+        let values = values.values().get(rows.clone()).unwrap_or_default();
+        let mut rows = groups.get(rows).unwrap_or_default().iter().zip(values);
+        rows.find(|(group, value)| add(**group, **value).is_none()).map(|(group, value)| (*group, *value))
+    };
+    match held {
+        None => add_all(0..values.len()),
+        Some(held) => held.set_slices().find_map(|(from, to)| add_all(from..to)),
     }
-    for (row, (value, group)) in values.iter().zip(groups).enumerate() {
-        if let Some(value) = value.filter(|_| is_wanted(wanted, row)) {
-            add(*group, value)?;
-        }
+}
+
+/// Why `value` could not be added to the sum of its group.
+#[cold]
+fn not_added<N: ArrowNativeTypeOp>(sum: Option<N>, value: N) -> DataFusionError {
+    match sum.map(|sum| added(sum, value)) {
+        Some(Err(error)) => error,
+        _ => internal_datafusion_err!("a row of a group that is not there, or one row too many"),
     }
-    Ok(())
 }
 
 fn emitted<S: ArrowPrimitiveType, R: Digits>(
