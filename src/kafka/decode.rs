@@ -27,6 +27,8 @@ pub struct Decoder {
     record_bytes_max: usize,
     schema: SchemaRef,
     quarantine: SchemaRef,
+    /// Records may be read in their usual form first.
+    usual: bool,
 }
 
 /// A check that is not a condition is a fault of the DDL, not of a record.
@@ -44,7 +46,8 @@ fn fails(check: &CompiledCheck) -> String {
 impl Decoder {
     pub fn new(stream: Arc<Stream>, checks: Vec<CompiledCheck>, record_bytes_max: usize) -> Self {
         let schema = stream.record_schema();
-        Self { stream, checks, record_bytes_max, schema, quarantine: quarantine_schema() }
+        let usual = usual::can_read(&stream.columns);
+        Self { stream, checks, record_bytes_max, schema, quarantine: quarantine_schema(), usual }
     }
 
     /// Decodes `batch`. Every record of it ends up in `records`, in `rejects`, or, where it has the right types but
@@ -102,7 +105,8 @@ impl Decoder {
             return Err(format!("the record has {have} bytes, more than ingest.record_bytes_max {max}"));
         }
         let text = simdutf8::compat::from_utf8(bytes).map_err(|error| format!("not UTF-8: {error}"))?;
-        let undeclared = match usual::row(text, &self.stream.columns, slots) {
+        let usual = if self.usual { usual::row(text, &self.stream.columns, slots) } else { None };
+        let undeclared = match usual {
             Some(()) => None,
             None => by_serde(text, &self.stream.columns, slots).map_err(|error| error.to_string())?,
         };

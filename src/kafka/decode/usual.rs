@@ -14,6 +14,22 @@ use crate::kafka::instant::parse_micros;
 /// Digits of a whole number that fit into 64 bits whatever they are.
 const DIGITS_MAX: usize = 18;
 
+/// Whether the names of `columns` stand in JSON as they are. Only then may they be looked for in it.
+pub(super) fn can_read(columns: &[Column]) -> bool {
+    columns.iter().all(|column| {
+        let is_plain = column.name.bytes().all(|byte| !matches!(byte, b'"' | b'\\' | 0..0x20));
+        is_plain && are_plain_inside(&column.kind)
+    })
+}
+
+fn are_plain_inside(kind: &ColumnType) -> bool {
+    match kind {
+        ColumnType::List(item) => are_plain_inside(item),
+        ColumnType::Struct(columns) => can_read(columns),
+        _ => true,
+    }
+}
+
 /// Reads one record into `slots`, one a column.
 pub(super) fn row<'a>(text: &'a str, columns: &[Column], slots: &mut Vec<Slot<'a>>) -> Option<()> {
     slots.clear();
@@ -49,8 +65,8 @@ impl<'a> Cursor<'a> {
         (self.peek()? == wanted).then(|| self.at += 1)
     }
 
-    fn word(&mut self, wanted: &str) -> Option<()> {
-        self.rest().starts_with(wanted.as_bytes()).then(|| self.at += wanted.len())
+    fn word<const N: usize>(&mut self, wanted: &[u8; N]) -> Option<()> {
+        (self.rest().first_chunk()? == wanted).then(|| self.at += N)
     }
 
     /// Takes a comma (false) or `end` (true), with the space around it.
@@ -71,10 +87,12 @@ impl<'a> Cursor<'a> {
         // Producers write fields in the same order again and again: look at the next column first.
         let mut guess = 0;
         loop {
-            let key = self.string()?;
             let index = match columns.get(guess) {
-                Some(column) if column.name == key => guess,
-                _ => columns.iter().position(|column| column.name == key)?,
+                Some(column) if self.key(&column.name).is_some() => guess,
+                _ => {
+                    let key = self.string()?;
+                    columns.iter().position(|column| column.name == key)?
+                }
             };
             let (column, slot) = (columns.get(index)?, slots.get_mut(index)?);
             if !matches!(slot, Slot::Absent) {
@@ -108,7 +126,7 @@ impl<'a> Cursor<'a> {
 
     fn value(&mut self, kind: &ColumnType) -> Option<Slot<'a>> {
         if self.peek()? == b'n' {
-            return self.word("null").map(|()| Slot::Null);
+            return self.word(b"null").map(|()| Slot::Null);
         }
         match kind {
             ColumnType::Text => self.string().map(|text| Slot::Text(Cow::Borrowed(text))),
@@ -118,8 +136,8 @@ impl<'a> Cursor<'a> {
                 is_canonical_uuid(text.as_bytes()).then_some(Slot::Text(Cow::Borrowed(text)))
             }
             ColumnType::Boolean => match self.peek()? {
-                b't' => self.word("true").map(|()| Slot::Bool(true)),
-                _ => self.word("false").map(|()| Slot::Bool(false)),
+                b't' => self.word(b"true").map(|()| Slot::Bool(true)),
+                _ => self.word(b"false").map(|()| Slot::Bool(false)),
             },
             ColumnType::Int32 => {
                 let number = self.integer()?;
@@ -143,6 +161,15 @@ impl<'a> Cursor<'a> {
                 self.object(columns, &mut slots).map(|()| Slot::Struct(slots))
             }
         }
+    }
+
+    /// This name in quotes.
+    fn key(&mut self, name: &str) -> Option<()> {
+        let rest = self.rest().strip_prefix(b"\"")?;
+        let end = name.len();
+        let found =
+            rest.get(..end).is_some_and(|key| are_equal(key, name.as_bytes())) && rest.get(end) == Some(&b'"');
+        found.then(|| self.at += end + 2)
     }
 
     /// A text without escapes.
@@ -221,15 +248,23 @@ fn plain_length(bytes: &[u8]) -> Option<usize> {
     (tail.get(end) == Some(&b'"')).then_some(words.len() * 8 + end)
 }
 
+/// As `==`, which calls a function for the few bytes of a name.
+fn are_equal(a: &[u8], b: &[u8]) -> bool {
+    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let word = |bytes: &[u8; 8]| u64::from_ne_bytes(*bytes);
+    a.len() == b.len()
+        && a_tail.len() == b_tail.len()
+        && a.iter().zip(b).all(|(a, b)| word(a) == word(b))
+        && a_tail.iter().zip(b_tail).all(|(a, b)| a == b)
+}
+
 /// Lower case, with hyphens.
 fn is_canonical_uuid(text: &[u8]) -> bool {
-    let hyphens = [8, 13, 18, 23];
-    let is_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    text.len() == 36
-        && text
-            .iter()
-            .enumerate()
-            .all(|(at, byte)| if hyphens.contains(&at) { *byte == b'-' } else { is_hex(byte) })
+    let Ok(text) = <&[u8; 36]>::try_from(text) else { return false };
+    let hyphens = [8, 13, 18, 23].into_iter().all(|at| text.get(at) == Some(&b'-'));
+    // Counted, not looked for: that is done for many bytes at once.
+    let digits = text.iter().map(|byte| u8::from(matches!(byte, b'0'..=b'9' | b'a'..=b'f'))).sum::<u8>();
+    hyphens && digits == 32
 }
 
 #[cfg(test)]

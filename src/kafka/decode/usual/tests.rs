@@ -123,10 +123,31 @@ fn what_is_unusual_is_left_alone() {
 
 /// A name in the DDL may hold what a name in JSON cannot.
 #[test]
-fn a_name_that_needs_escapes_is_left_to_serde() {
-    let columns = [Column { name: "a\"b".to_owned(), kind: ColumnType::Int64, required: false }];
-    assert!(row(r#"{"a"b":1}"#, &columns, &mut Vec::new()).is_none());
-    assert!(row(r#"{"a\"b":1}"#, &columns, &mut Vec::new()).is_none());
+fn names_that_need_escapes_are_left_to_serde() {
+    let column = |name: &str, kind| Column { name: name.to_owned(), kind, required: false };
+    assert!(can_read(&columns()) && can_read(&[column("größe in µm", ColumnType::Text)]));
+    for name in ["a\"b", "a\\b", "a\nb"] {
+        let inner = vec![column("x", ColumnType::Text), column(name, ColumnType::Int64)];
+        assert!(!can_read(&inner));
+        let list = ColumnType::List(Box::new(ColumnType::Struct(inner)));
+        assert!(!can_read(&[column("list", list)]));
+    }
+}
+
+#[test]
+fn a_name_is_not_another_that_begins_like_it() {
+    let column = |name: &str| Column { name: name.to_owned(), kind: ColumnType::Int64, required: false };
+    let names = ["a", "a_name_of_16_byt", "a_name_of_16_byte", ""];
+    let columns = names.map(column);
+    for (index, name) in names.into_iter().enumerate() {
+        let (text, mut slots) = (format!(r#"{{"{name}":7}}"#), Vec::new());
+        row(&text, &columns, &mut slots).unwrap();
+        assert_eq!(slots.iter().position(|slot| *slot == Slot::Int(7)), Some(index));
+    }
+    for name in ["b", "a_name_of_16_bytz", "a_name_of_16_by", "aa", "a_name_of_17_byte", "a_name_of_16_bytes"] {
+        let text = format!(r#"{{"{name}":7}}"#);
+        assert!(row(&text, &columns, &mut Vec::new()).is_none(), "{name}");
+    }
 }
 
 /// Pieces of records: put together at random they give records, and what almost is one.
