@@ -34,6 +34,7 @@ use crate::storage::Storage;
 use crate::storage::lock::ProcessLock;
 use crate::tables::TableRules;
 
+pub mod bindings;
 pub mod data;
 pub mod database;
 pub mod definitions;
@@ -255,7 +256,11 @@ impl Core {
         });
         let latest = refresher.latest().await?;
         let names = with_history(&engine, &declared, &latest.versions, clock.now()).await?;
-        let (generation, names) = refresher.begin(latest, names, &snapshots).await?;
+        let (logs, tables) = tables::open(&storage, &declared, config.tables.bytes_max, &clock)
+            .await
+            .context("cannot read a table")?;
+        let names = bindings::as_made(&names, &latest, &logs, &tables).await.context("cannot read a table")?;
+        let (generation, names) = refresher.begin(latest, names, tables.versions(), &snapshots).await?;
 
         let mut streams = BTreeMap::new();
         for (name, archive) in snapshots {
@@ -281,9 +286,6 @@ impl Core {
             let ledger = Arc::new(archive.ledger.clone());
             streams.insert(name, StreamSnapshot { archive, delta, whole: false, end, ledger });
         }
-        let (logs, tables) = tables::open(&storage, &declared, config.tables.bytes_max, &clock)
-            .await
-            .context("cannot read a table")?;
         let cell = Arc::new(SnapshotCell::new(Snapshot { generation, names, tables: Arc::new(tables), streams }));
         let references =
             References { logs, cell: Arc::clone(&cell), health: health.clone(), shutdown: shutdown.clone() };

@@ -38,6 +38,9 @@ pub struct Generation {
     pub epochs: BTreeMap<String, Epoch>,
     /// By instance, see [`crate::catalog::version`].
     pub views: BTreeMap<String, ViewStates>,
+    /// The versions of all reference tables when it was made.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tables: BTreeMap<String, u64>,
     /// What the names of views stand for in it, and every definition there ever was; older manifests do not have them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub versions: Histories,
@@ -50,6 +53,17 @@ pub struct ViewStates {
     pub fingerprint: String,
     /// Oldest first; several runs may hold the same group.
     pub runs: Vec<RunFile>,
+    /// The reference tables that they were computed with.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tables: BTreeMap<String, BoundTable>,
+}
+
+/// The version of a reference table that states were computed with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoundTable {
+    pub version: u64,
+    /// The same for the same rows.
+    pub digest: String,
 }
 
 /// One file of partial states.
@@ -74,6 +88,7 @@ impl Generation {
             frontier: Frontier::default(),
             epochs: BTreeMap::new(),
             views: BTreeMap::new(),
+            tables: BTreeMap::new(),
             versions: Histories::new(),
         }
     }
@@ -84,6 +99,16 @@ impl Generation {
 }
 
 impl ViewStates {
+    /// Of states alone, which are in no manifest.
+    pub fn of(runs: Vec<RunFile>) -> Self {
+        Self { fingerprint: String::new(), runs, tables: BTreeMap::new() }
+    }
+
+    /// By table, the digest of the rows that they were computed with.
+    pub fn digests(&self) -> BTreeMap<String, String> {
+        self.tables.iter().map(|(table, bound)| (table.clone(), bound.digest.clone())).collect()
+    }
+
     /// The states as a table with the columns of the view's state schema.
     pub fn table(&self, schema: SchemaRef) -> ParquetTable {
         let files: Vec<ScanFile> = self.runs.iter().map(RunFile::scan_file).collect();

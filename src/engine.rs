@@ -38,6 +38,7 @@ mod quantile;
 mod split;
 pub mod state;
 mod ties;
+pub mod unbound;
 
 /// Name of the catalog that every session has; Postgres clients see it as the database.
 pub const CATALOG: &str = "viewledger";

@@ -67,6 +67,11 @@ impl Tables {
         self.0.iter()
     }
 
+    /// The version of each.
+    pub fn versions(&self) -> BTreeMap<String, u64> {
+        self.0.iter().map(|(table, contents)| (table.clone(), contents.version.number)).collect()
+    }
+
     /// These with another version of one table.
     #[must_use]
     pub fn with(&self, contents: Arc<Contents>) -> Self {
@@ -76,7 +81,19 @@ impl Tables {
     }
 }
 
+impl Contents {
+    /// The same for the same rows.
+    pub fn digest(&self) -> String {
+        self.version.digest()
+    }
+}
+
 impl Version {
+    /// The same for the same rows.
+    pub fn digest(&self) -> String {
+        if self.rows == 0 { "empty".to_owned() } else { self.sha256.clone() }
+    }
+
     fn none() -> Self {
         Self {
             number: 0,

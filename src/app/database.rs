@@ -57,6 +57,7 @@ impl Merged {
             history: core.refresher.history(),
             refreshes: core.refresher.refreshes(),
             census: Arc::clone(&core.census),
+            tables: core.references.logs.clone(),
         };
         Self {
             engine: Arc::clone(&core.engine),

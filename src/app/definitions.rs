@@ -1,5 +1,6 @@
 //! From definitions to what there is to read, and the statements that change it while the process runs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::batch::run::{RefreshError, ViewInput};
@@ -15,6 +16,7 @@ use crate::merge::snapshot::SnapshotCell;
 use crate::runtime::{Clock, chain};
 use crate::serve::{DefineError, ViewChange};
 
+use super::bindings;
 use super::refresh::Refresher;
 
 /// Plans every version that `versions` keep, and the ordinary views over them.
@@ -88,7 +90,7 @@ async fn input(
         column: 1,
         reason: format!("there is no stream {}", view.stream().table()),
     })?;
-    Ok(ViewInput { view: Arc::new(view), stream: Arc::clone(stream), declared })
+    Ok(ViewInput { view: Arc::new(view), stream: Arc::clone(stream), declared, tables: BTreeMap::new() })
 }
 
 /// Changes definitions, one at a time.
@@ -122,6 +124,8 @@ impl Definitions {
             let told: Vec<String> = faults.iter().map(ToString::to_string).collect();
             DefineError::Needed(told.join("\n"))
         })?;
+        let bound = bindings::like(names, &before, &self.cell.load().tables);
+        let names = bound.map_err(|error| DefineError::Failed(chain(&error)))?;
         match self.refresher.rename(&self.cell, Arc::new(names)).await {
             Ok(generation) => {
                 tracing::info!(user, ?change, generation = generation.0, "definitions changed");

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 
+use super::bindings;
 use crate::archive::ArchiveSnapshot;
 use crate::batch::Generation;
 use crate::batch::attempt::Attempt;
@@ -15,6 +16,7 @@ use crate::batch::publish::Generations;
 use crate::batch::run::{Made, RefreshError, RefreshInput, ViewInput, Workshop};
 use crate::batch::shelf::Shelf;
 use crate::catalog::schedule::due;
+use crate::catalog::version;
 use crate::delta::Delta;
 use crate::engine::Engine;
 use crate::ingest::roster::{Entry, Roster};
@@ -152,6 +154,26 @@ struct Order {
     full: Vec<String>,
     /// What there is to read from then on; None leaves it as it is.
     names: Option<Arc<Names>>,
+    tables: Binding,
+}
+
+/// Which versions of reference tables views are computed with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Binding {
+    Newest,
+    /// Those that they have.
+    Kept,
+}
+
+/// What a generation is made from.
+struct Sources<'a> {
+    /// The versions of all reference tables.
+    tables: BTreeMap<String, u64>,
+    /// Views that were not there before, and must not be short of what came meanwhile.
+    new: &'a BTreeSet<String>,
+    archives: &'a BTreeMap<String, Arc<ArchiveSnapshot>>,
+    /// Views to compute from the whole archive.
+    full: &'a [String],
 }
 
 /// What intake is to compute, so that all of `names` can be read, and soon those of `next`.
@@ -240,10 +262,11 @@ impl Refresher {
         self: &Arc<Self>,
         latest: Arc<Generation>,
         names: Arc<Names>,
+        tables: BTreeMap<String, u64>,
         archives: &BTreeMap<String, Arc<ArchiveSnapshot>>,
     ) -> Result<(Arc<Generation>, Arc<Names>)> {
         self.fill_shelf(&latest).await.context("cannot read the generations that are kept")?;
-        let complete = self.complete(Arc::clone(&latest), names, archives).await;
+        let complete = self.complete(Arc::clone(&latest), names, tables, archives).await;
         let (first, names) = complete.context("cannot compute missing batch views")?;
         if first.id != latest.id {
             let mut retired = self.running.lock().await;
@@ -257,6 +280,7 @@ impl Refresher {
         self: &Arc<Self>,
         latest: Arc<Generation>,
         names: Arc<Names>,
+        tables: BTreeMap<String, u64>,
         archives: &BTreeMap<String, Arc<ArchiveSnapshot>>,
     ) -> Result<(Arc<Generation>, Arc<Names>)> {
         let stale = |(instance, input): (&String, &ViewInput)| {
@@ -270,7 +294,11 @@ impl Refresher {
         let attempt = Arc::new(Attempt::default());
         let _stop = StopWithCaller(Arc::clone(&attempt));
         let (me, archives) = (Arc::clone(self), archives.clone());
-        let work = async move { me.publish(&latest, names, &BTreeSet::new(), &archives, &[], &attempt).await };
+        let work = async move {
+            let new = BTreeSet::new();
+            let sources = Sources { tables, new: &new, archives: &archives, full: &[] };
+            me.publish(&latest, names, sources, &attempt).await
+        };
         let (made, names) = self.carry_out(work).await?;
         Ok((Arc::new(made.generation), names))
     }
@@ -286,7 +314,21 @@ impl Refresher {
         cell: &Arc<SnapshotCell>,
         full: Vec<String>,
     ) -> Result<GenerationId, RefreshError> {
-        self.advance(cell, Order { full, names: None }).await
+        let order = Order { full: full.clone(), names: None, tables: Binding::Newest };
+        match self.advance(cell, order).await {
+            // With what its tables hold now: all others must not wait until somebody changes that.
+            Err(RefreshError::Compute { view, source: _ } | RefreshError::Unfit { view, reason: _ })
+                if !cell.load().names.views.contains_key(&view) =>
+            {
+                let view = version::unbound_instance(&view);
+                tracing::error!(
+                    view,
+                    "it cannot be computed with its tables as they are now: it keeps the old ones"
+                );
+                self.advance(cell, Order { full, names: None, tables: Binding::Kept }).await
+            }
+            made => made,
+        }
     }
 
     /// As [`Refresher::refresh`], with `names` in the place of what there is to read: a version that is new in them is
@@ -299,7 +341,7 @@ impl Refresher {
         cell: &Arc<SnapshotCell>,
         names: Arc<Names>,
     ) -> Result<GenerationId, RefreshError> {
-        let made = self.advance(cell, Order { full: Vec::new(), names: Some(names) }).await;
+        let made = self.advance(cell, Order { full: Vec::new(), names: Some(names), tables: Binding::Kept }).await;
         self.rescheduled.notify_one();
         made
     }
@@ -335,8 +377,16 @@ impl Refresher {
         let began = Instant::now();
         let asked = Asked { at: self.means.clock.now(), full: order.full.clone() };
         self.refreshes.begin(asked, attempt);
-        let before = Arc::clone(&cell.load().names);
-        let names = order.names.as_ref().map_or_else(|| Arc::clone(&before), Arc::clone);
+        let (before, tables) = {
+            let snapshot = cell.load();
+            (Arc::clone(&snapshot.names), Arc::clone(&snapshot.tables))
+        };
+        let names = match (&order.names, order.tables) {
+            (Some(names), _) => Arc::clone(names),
+            (None, Binding::Kept) => Arc::clone(&before),
+            (None, Binding::Newest) => bindings::to_newest(&before, &tables),
+        };
+        let tables = tables.versions();
         let new: BTreeSet<String> =
             names.views.keys().filter(|instance| !before.views.contains_key(*instance)).cloned().collect();
         let enlisted = if new.is_empty() { Ok(()) } else { self.enlist(cell, &names, attempt).await };
@@ -351,8 +401,11 @@ impl Refresher {
         });
         let current = Arc::clone(&cell.load().generation);
         let result = match enlisted {
-            Ok(()) if order.names.is_some() && new.is_empty() => self.publish_names(&current, names).await,
-            Ok(()) => self.publish(&current, names, &new, &archives, &order.full, attempt).await,
+            Ok(()) if order.names.is_some() && new.is_empty() => self.publish_names(&current, names, tables).await,
+            Ok(()) => {
+                let sources = Sources { tables, new: &new, archives: &archives, full: &order.full };
+                self.publish(&current, names, sources, attempt).await
+            }
             Err(error) => Err(error),
         };
         let outcome = match &result {
@@ -453,11 +506,13 @@ impl Refresher {
         &self,
         current: &Generation,
         names: Arc<Names>,
+        tables: BTreeMap<String, u64>,
     ) -> Result<(Made, Arc<Names>), RefreshError> {
         let mut generation = Generation {
             id: current.id.next(),
             created_at: self.means.clock.now(),
             versions: names.versions.clone(),
+            tables,
             ..current.clone()
         };
         generation.views.retain(|instance, _| names.views.contains_key(instance));
@@ -465,22 +520,21 @@ impl Refresher {
         Ok((Made { generation, fresh: BTreeMap::new() }, names))
     }
 
-    /// Makes the next generation with the views of `names` and publishes it; `new` ones must not be short of what came
-    /// meanwhile. A version on standby that was there before and cannot be computed any more is given up, so that it
-    /// stands in nobody's way. Returns what is left.
+    /// Makes the next generation with the views of `names` and publishes it. A version on standby that was there before
+    /// and cannot be computed any more is given up, so that it stands in nobody's way. Returns what is left.
     async fn publish(
         &self,
         current: &Generation,
         mut names: Arc<Names>,
-        new: &BTreeSet<String>,
-        archives: &BTreeMap<String, Arc<ArchiveSnapshot>>,
-        full: &[String],
+        sources: Sources<'_>,
         attempt: &Attempt,
     ) -> Result<(Made, Arc<Names>), RefreshError> {
         loop {
-            match self.try_publish(current, &names, new, archives, full, attempt).await {
+            match self.try_publish(current, &names, &sources, attempt).await {
                 Ok(made) => return Ok((made, names)),
-                Err(RefreshError::Compute { view, source }) if !new.contains(&view) && !names.is_current(&view) => {
+                Err(RefreshError::Compute { view, source })
+                    if !sources.new.contains(&view) && !names.is_current(&view) =>
+                {
                     let error = crate::runtime::chain(&source);
                     tracing::error!(view, error, "a version on standby cannot be computed: it is given up");
                     names = Arc::new(names.without(&view));
@@ -495,11 +549,10 @@ impl Refresher {
         &self,
         current: &Generation,
         names: &Names,
-        new: &BTreeSet<String>,
-        archives: &BTreeMap<String, Arc<ArchiveSnapshot>>,
-        full: &[String],
+        sources: &Sources<'_>,
         attempt: &Attempt,
     ) -> Result<Made, RefreshError> {
+        let Sources { tables, new, archives, full } = sources;
         let workshop = Workshop {
             engine: &self.means.engine,
             threads: self.means.workers.threads,
@@ -508,7 +561,14 @@ impl Refresher {
             shutdown: &self.means.shutdown,
             attempt,
         };
-        let input = RefreshInput { current, archives, views: &names.views, versions: &names.versions, full };
+        let input = RefreshInput {
+            current,
+            archives,
+            views: &names.views,
+            versions: &names.versions,
+            tables: tables.clone(),
+            full,
+        };
         let unfit = || self.means.roster.given_up().into_iter().find(|(instance, _)| new.contains(instance));
         let result = match workshop.make(input).await {
             Ok(_) if attempt.is_cancelled() => Err(RefreshError::Cancelled),

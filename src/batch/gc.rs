@@ -104,7 +104,7 @@ mod tests {
     fn generation(files: &[String]) -> Arc<Generation> {
         let run =
             |path: &String| RunFile { path: path.clone(), rows: 1, bytes: 1, sha256: String::new(), blocks: None };
-        let view = ViewStates { fingerprint: String::new(), runs: files.iter().map(run).collect() };
+        let view = ViewStates::of(files.iter().map(run).collect());
         Arc::new(Generation { views: [("v".to_owned(), view)].into(), ..Generation::empty() })
     }
 

@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn a_view_is_kept_extended_or_rebuilt() {
-        let view = ViewStates { fingerprint: "f".into(), runs: vec![file(3)] };
+        let view = ViewStates { fingerprint: "f".into(), ..ViewStates::of(vec![file(3)]) };
         let plan =
             |fingerprint, scope, from, to| view_plan(Some(&view), fingerprint, scope, Epoch(from), Epoch(to));
         let rebuild = ViewPlan::Compute { after: Epoch(0), runs: vec![] };

@@ -10,7 +10,7 @@ use futures::StreamExt;
 
 use super::attempt::Attempt;
 use super::plan::{Scope, ViewPlan, view_plan};
-use super::{Generation, RunFile, ViewStates};
+use super::{BoundTable, Generation, RunFile, ViewStates};
 use crate::archive::{ArchiveSnapshot, Kind};
 use crate::catalog::stream::Stream;
 use crate::catalog::version::Histories;
@@ -30,6 +30,8 @@ pub struct ViewInput {
     pub view: Arc<LambdaView>,
     pub stream: Arc<Stream>,
     pub declared: Arc<View>,
+    /// The reference tables that it is computed with.
+    pub tables: BTreeMap<String, BoundTable>,
 }
 
 /// Everything a refresh reads.
@@ -41,6 +43,8 @@ pub struct RefreshInput<'a> {
     /// By instance.
     pub views: &'a BTreeMap<String, ViewInput>,
     pub versions: &'a Histories,
+    /// The versions of all reference tables.
+    pub tables: BTreeMap<String, u64>,
     /// Views to compute from the whole archive.
     pub full: &'a [String],
 }
@@ -101,6 +105,7 @@ impl Workshop<'_> {
             created_at: self.clock.now(),
             engine_version: env!("CARGO_PKG_VERSION").to_owned(),
             versions: input.versions.clone(),
+            tables: input.tables.clone(),
             ..Generation::empty()
         };
         for (stream, archive) in input.archives {
@@ -108,7 +113,7 @@ impl Workshop<'_> {
             next.epochs.insert(stream.clone(), archive.epoch);
         }
         let mut plans = Vec::with_capacity(input.views.len());
-        for (name, ViewInput { view, stream, .. }) in input.views {
+        for (name, ViewInput { view, stream, tables, .. }) in input.views {
             let Some(archive) = input.archives.get(&stream.name) else { continue };
             let scope = if input.full.contains(name) { Scope::Full } else { Scope::New };
             let from = input.current.epoch(&stream.name);
@@ -120,11 +125,12 @@ impl Workshop<'_> {
                     archive.files_in(Kind::Event, *after).map(|file| file.rows).sum()
                 }
             };
-            plans.push((name, view, stream, archive, fingerprint, plan, rows));
+            let tables = tables.clone();
+            plans.push((name, view, stream, archive, (fingerprint, tables), plan, rows));
         }
         self.attempt.expects(plans.iter().map(|(.., rows)| rows).sum());
         let mut fresh = BTreeMap::new();
-        for (name, view, stream, archive, fingerprint, plan, rows) in plans {
+        for (name, view, stream, archive, (fingerprint, tables), plan, rows) in plans {
             self.check()?;
             let runs = match plan {
                 ViewPlan::Keep(runs) => runs,
@@ -145,7 +151,7 @@ impl Workshop<'_> {
                     runs
                 }
             };
-            next.views.insert(name.clone(), ViewStates { fingerprint, runs });
+            next.views.insert(name.clone(), ViewStates { fingerprint, runs, tables });
         }
         Ok(Made { generation: next, fresh })
     }
@@ -183,8 +189,7 @@ impl Workshop<'_> {
             return Ok(());
         }
         let newest = runs.split_off(runs.len() - count);
-        let table: Arc<dyn TableProvider> =
-            Arc::new(ViewStates { fingerprint: String::new(), runs: newest }.table(view.state_schema()));
+        let table: Arc<dyn TableProvider> = Arc::new(ViewStates::of(newest).table(view.state_schema()));
         let plan = view.combine_plan(table)?;
         runs.push(self.write(view, plan, id, 1).await?);
         Ok(())

@@ -68,6 +68,28 @@ pub fn instance(view: &str, number: u32) -> String {
     if number == 1 { view.to_owned() } else { versioned(view, number) }
 }
 
+/// Stands between an instance and the digest of the reference tables that it is computed with.
+const BOUND_MARK: &str = "@tables-";
+
+/// Under what name the states of an instance are kept that is computed with reference tables of this digest.
+pub fn bound_instance(instance: &str, digest: &str) -> String {
+    format!("{instance}{BOUND_MARK}{digest}")
+}
+
+/// The instance without the digest of its tables.
+pub fn unbound_instance(bound: &str) -> &str {
+    bound.split_once(BOUND_MARK).map_or(bound, |(instance, _)| instance)
+}
+
+/// The one of `kept` that is `instance`, whatever tables it is computed with.
+pub fn find_instance<'a, T>(kept: &'a BTreeMap<String, T>, instance: &str) -> Option<(&'a String, &'a T)> {
+    let bound = || {
+        let first = bound_instance(instance, "");
+        kept.range(first.clone()..).next().filter(|(name, _)| name.starts_with(&first))
+    };
+    kept.get_key_value(instance).or_else(bound)
+}
+
 /// What readers call a version.
 pub fn versioned(view: &str, number: u32) -> String {
     format!("{view}{VERSION_MARK}{number}")

@@ -2,9 +2,11 @@
 //!
 //! Faults point at the file, line and column of the declaration.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::{
     CatalogProvider, MemTable, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider,
@@ -15,7 +17,8 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 
 use super::interval::as_durations;
-use super::state::{LambdaView, ViewError};
+use super::state::{LambdaView, TableRows, ViewError};
+use super::unbound::Unbound;
 use super::{CATALOG, DEFAULT_SCHEMA, Engine};
 use crate::catalog::stream::{Check, CompiledCheck, Stream};
 use crate::catalog::table::Table;
@@ -25,6 +28,8 @@ use crate::catalog::{Catalog, Fault};
 /// Plans against the streams of one catalog.
 pub struct Planner {
     session: SessionContext,
+    /// No rows of each reference table.
+    empty: BTreeMap<String, TableRows>,
 }
 
 impl std::fmt::Debug for Planner {
@@ -34,7 +39,7 @@ impl std::fmt::Debug for Planner {
 }
 
 impl Planner {
-    /// Knows every stream of `catalog` as `raw.<stream>`, without data.
+    /// Knows every stream of `catalog` as `raw.<stream>`, and every reference table, without data.
     ///
     /// # Errors
     /// When a table cannot be registered.
@@ -46,10 +51,18 @@ impl Planner {
         }
         let provider = MemoryCatalogProvider::new();
         provider.register_schema("raw", Arc::new(raw))?;
-        provider.register_schema(DEFAULT_SCHEMA, Arc::new(MemorySchemaProvider::new()))?;
+        let public = MemorySchemaProvider::new();
+        let mut empty = BTreeMap::new();
+        for (name, table) in &catalog.tables {
+            let columns = table.schema();
+            let rows = RecordBatch::new_empty(Arc::clone(&columns));
+            empty.insert(name.clone(), TableRows { rows, digest: String::new() });
+            public.register_table(name.clone(), Arc::new(Unbound { columns }))?;
+        }
+        provider.register_schema(DEFAULT_SCHEMA, Arc::new(public))?;
         let session = engine.session();
         session.register_catalog(CATALOG, Arc::new(provider));
-        Ok(Self { session })
+        Ok(Self { session, empty })
     }
 
     /// The three plans of `view`, which is called `name` in them.
@@ -86,6 +99,7 @@ impl Planner {
         let records = self.session.table_provider(view.stream().clone()).await.map_err(failed)?;
         let states = MemTable::try_new(view.state_schema(), vec![vec![]]).map_err(failed)?;
         let states: Arc<dyn TableProvider> = Arc::new(states);
+        let view = view.bound(view.name(), &self.empty)?;
         let plans = [view.state_plan(records)?, view.combine_plan(Arc::clone(&states))?, view.merge_plan(states)?];
         for plan in plans {
             self.session.state().create_physical_plan(&plan).await.map_err(failed)?;

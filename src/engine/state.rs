@@ -8,15 +8,19 @@
 //! For any way to cut the rows into pieces and any order to combine them in, `merge` of the states of the pieces is
 //! the view's query over all rows.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::common::config::ConfigOptions;
-use datafusion::common::{Column, DataFusionError, TableReference};
+use datafusion::common::{Column, DataFusionError, TableReference, plan_err};
 use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::expr::{AggregateFunction, AggregateFunctionParams};
-use datafusion::logical_expr::{Aggregate, Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, Projection};
+use datafusion::logical_expr::{
+    Aggregate, Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, Projection, TableScan,
+};
 use datafusion::optimizer::analyzer::Analyzer;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
@@ -26,6 +30,7 @@ use crate::engine::combinator::{Combinator, Kind};
 use crate::engine::inner::Inner;
 use crate::engine::split::{Cut, call, finish, read_from};
 use crate::engine::ties::Carried;
+use crate::engine::unbound;
 
 /// Raised when the columns or bytes of a state change meaning. Stored states of another version are rebuilt from
 /// the archive, never guessed at.
@@ -126,14 +131,28 @@ pub struct Value {
     pub data_type: DataType,
 }
 
+/// The rows of a reference table that a view is computed with.
+#[derive(Debug, Clone)]
+pub struct TableRows {
+    pub rows: RecordBatch,
+    /// The same for the same rows.
+    pub digest: String,
+}
+
 /// A view split at its aggregate.
 #[derive(Debug, Clone)]
 pub struct LambdaView {
     name: String,
     stream: TableReference,
+    /// The reference tables whose rows it is given when it is bound.
+    tables: BTreeSet<String>,
+    /// By table, the digest of the rows that it is bound to.
+    bound: BTreeMap<String, String>,
     query: LogicalPlan,
     aggregate: Aggregate,
-    /// What the aggregate reads, with all that its calls are ordered by.
+    /// What the aggregate reads, with all that its calls are ordered by ...
+    unbound: LogicalPlan,
+    /// ... and with the rows of reference tables.
     input: LogicalPlan,
     calls: Vec<AggregateFunction>,
     inners: Vec<Arc<Inner>>,
@@ -173,9 +192,15 @@ impl LambdaView {
             fields.push(Field::new(name, field.data_type().clone(), field.is_nullable()));
         }
         fields.extend(inners.iter().zip(names).map(|(inner, name)| inner.state_field(&name)));
+        let mut tables = BTreeSet::new();
+        let found = |scan: &TableScan| tables.extend([scan.table_name.table().to_owned()]);
+        unbound::each_unbound(&carried.input, found).map_err(plan)?;
         Ok(Self {
             name: name.to_owned(),
             stream,
+            tables,
+            bound: BTreeMap::new(),
+            unbound: carried.input.clone(),
             final_schema: Arc::clone(query.schema().inner()),
             query,
             aggregate,
@@ -194,6 +219,26 @@ impl LambdaView {
     /// The one stream that is read, as `raw.<stream>`.
     pub fn stream(&self) -> &TableReference {
         &self.stream
+    }
+
+    /// The reference tables that are read. A view that reads some is computed only once it is [`Self::bound`].
+    pub fn tables(&self) -> &BTreeSet<String> {
+        &self.tables
+    }
+
+    /// The view under the name `name`, computed with these rows of the tables that it reads.
+    ///
+    /// # Errors
+    /// When a table is missing, or has not the columns that the view was planned on.
+    pub fn bound(&self, name: &str, tables: &BTreeMap<String, TableRows>) -> Result<Self, ViewError> {
+        let rows = |scan: &TableScan| match tables.get(scan.table_name.table()) {
+            Some(table) => Ok(table.rows.clone()),
+            None => plan_err!("table '{}' not found", scan.table_name),
+        };
+        let input = unbound::bound(&self.unbound, rows).map_err(|source| ViewError::plan(&self.name, source))?;
+        let digests = tables.iter().filter(|(table, _)| self.tables.contains(*table));
+        let bound = digests.map(|(table, rows)| (table.clone(), rows.digest.clone())).collect();
+        Ok(Self { name: name.to_owned(), bound, input, ..self.clone() })
     }
 
     /// How many columns of [`Self::state_schema`], from the first, are the group key.
@@ -288,8 +333,13 @@ impl LambdaView {
     /// Hex SHA-256 of what the states depend on. States with another fingerprint are rebuilt, never read.
     ///
     /// Includes the version of DataFusion where a state is not simply a value, since the layout of sketches is
-    /// its own business.
+    /// its own business; and the digests of the tables that the view is bound to.
     pub fn fingerprint(&self) -> String {
+        self.fingerprint_over(&self.bound)
+    }
+
+    /// As [`Self::fingerprint`], bound to other rows, by the digests of their tables.
+    pub fn fingerprint_over(&self, tables: &BTreeMap<String, String>) -> String {
         let mut hash = Sha256::new();
         hash.update(format!("encoding {STATE_ENCODING_VERSION}\n"));
         if self.inners.iter().any(|inner| inner.is_opaque()) {
@@ -298,6 +348,9 @@ impl LambdaView {
         hash.update(self.query.display_indent().to_string());
         for field in self.state_schema.fields().iter().chain(self.final_schema.fields()) {
             hash.update(format!("\n{} {} {}", field.name(), field.data_type(), field.is_nullable()));
+        }
+        for (table, digest) in tables {
+            hash.update(format!("\ntable {table} {digest}"));
         }
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
 use datafusion::common::{DataFusionError, Result, plan_err};
@@ -46,7 +47,7 @@ pub struct Names {
 impl Names {
     /// The version that readers call `name`, which is `v` or `v@n`, and its instance.
     pub fn view(&self, name: &str) -> Option<(&String, &ViewInput)> {
-        self.views.get_key_value(&version::called(&self.versions, name)?)
+        version::find_instance(&self.views, &version::called(&self.versions, name)?)
     }
 
     /// What versions are called that readers are shown: a view's name, and `v@n` for the one beside it.
@@ -61,9 +62,11 @@ impl Names {
 
     /// Whether the name of a view stands for `instance`.
     pub fn is_current(&self, instance: &str) -> bool {
+        let called = |name: &str| version::called(&self.versions, name);
         self.views
             .get(instance)
-            .is_some_and(|input| version::called(&self.versions, &input.declared.name).as_deref() == Some(instance))
+            .and_then(|input| called(&input.declared.name))
+            .is_some_and(|current| current == version::unbound_instance(instance))
     }
 
     /// All but a version that was on standby.
@@ -74,7 +77,8 @@ impl Names {
             && let Some(history) = rest.versions.get_mut(&input.declared.name)
         {
             let name = &input.declared.name;
-            history.standby = history.standby.filter(|number| version::instance(name, *number) != instance);
+            let gone = version::unbound_instance(instance);
+            history.standby = history.standby.filter(|number| version::instance(name, *number) != gone);
         }
         rest
     }
@@ -258,9 +262,10 @@ impl SchemaProvider for PinnedSchema {
             return view.over(&self.catalog).await.map(Some);
         }
         if let Some(contents) = self.reference(name) {
-            let rows = match self.catalog.numbered.as_deref() == Some(name) {
-                true => numbered(&contents.rows)?,
-                false => contents.rows.clone(),
+            let rows = match &self.catalog.as_of {
+                Some(older) => self.rows_of(older, contents).await?,
+                None if self.catalog.numbered.as_deref() == Some(name) => numbered(&contents.rows)?,
+                None => contents.rows.clone(),
             };
             return in_memory(&rows.schema(), [rows]).map(Some);
         }
@@ -324,6 +329,21 @@ impl PinnedSchema {
         self.catalog.snapshot.tables.get(name).filter(|_| self.kind == SchemaKind::Merged)
     }
 
+    /// The rows that a reference table had when the generation `older` was made.
+    async fn rows_of(&self, older: &Generation, contents: &Contents) -> Result<RecordBatch> {
+        let name = &contents.rules.table.name;
+        match (older.tables.get(name), self.catalog.around.tables.get(name)) {
+            (Some(version), _) if *version == contents.version.number => Ok(contents.rows.clone()),
+            (Some(version), Some(log)) => {
+                log.at(*version).await.map_err(|error| DataFusionError::External(Box::new(error)))
+            }
+            _ => plan_err!(
+                "generation {} was made before there was a table {name}: choose a later one, see system.generations",
+                older.id
+            ),
+        }
+    }
+
     /// A view over the snapshot: the merge plan, into which DataFusion pushes the query's filters.
     fn view(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
         let Some((instance, ViewInput { view, stream, .. })) = self.version(name)? else { return Ok(None) };
@@ -358,7 +378,7 @@ impl PinnedSchema {
             return Ok(names.view(name));
         };
         match version::called(&older.versions, name) {
-            Some(instance) => match names.views.get_key_value(&instance) {
+            Some(instance) => match version::find_instance(&names.views, &instance) {
                 Some(found) => Ok(Some(found)),
                 None => plan_err!(
                     "generation {} holds view {name} by a definition that is not kept any more: choose a later \
@@ -379,8 +399,8 @@ impl PinnedSchema {
         let Some(older) = &self.catalog.as_of else {
             return Ok(self.catalog.snapshot.generation.views.get(instance));
         };
-        match older.views.get(instance) {
-            Some(states) if states.fingerprint == view.fingerprint() => Ok(Some(states)),
+        match version::find_instance(&older.views, version::unbound_instance(instance)) {
+            Some((_, states)) if states.fingerprint == view.fingerprint_over(&states.digests()) => Ok(Some(states)),
             Some(_) => plan_err!(
                 "generation {} holds view {name} in states that cannot be read any more: choose a later generation, \
                  see system.generations",

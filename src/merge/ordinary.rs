@@ -7,18 +7,15 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::catalog::{
-    CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, Session, TableProvider,
+    CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider,
 };
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNodeRecursion};
-use datafusion::common::{DataFusionError, Result, TableReference, internal_err, plan_err};
-use datafusion::datasource::{provider_as_source, source_as_provider};
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, TableScan, TableType};
+use datafusion::common::{DataFusionError, Result, TableReference, plan_err};
+use datafusion::datasource::provider_as_source;
+use datafusion::logical_expr::{LogicalPlan, LogicalPlanBuilder};
 use datafusion::optimizer::analyzer::Analyzer;
-use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionContext;
 
 use super::catalog::{Names, declared_tables};
@@ -26,6 +23,7 @@ use super::provider::PlanTable;
 use crate::catalog::Fault;
 use crate::catalog::view::OrdinaryView;
 use crate::engine::planner::Declared;
+use crate::engine::unbound::{Unbound, is_unbound};
 use crate::engine::{CATALOG, DEFAULT_SCHEMA, Engine};
 
 /// An ordinary view, planned.
@@ -79,38 +77,6 @@ pub async fn plan_all(
         }
     }
     if faults.is_empty() { Ok(planned) } else { Err(faults) }
-}
-
-/// The columns of a table that belongs to no snapshot yet. Reading it is an error: a scan that was not bound must not
-/// pass for one of an empty table.
-#[derive(Debug)]
-struct Unbound {
-    columns: SchemaRef,
-}
-
-#[async_trait]
-impl TableProvider for Unbound {
-    fn schema(&self) -> SchemaRef {
-        Arc::clone(&self.columns)
-    }
-
-    fn table_type(&self) -> TableType {
-        TableType::Base
-    }
-
-    async fn scan(
-        &self,
-        _: &dyn Session,
-        _: Option<&Vec<usize>>,
-        _: &[Expr],
-        _: Option<usize>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        internal_err!("a table of an ordinary view was not bound to a snapshot")
-    }
-}
-
-fn is_unbound(scan: &TableScan) -> Result<bool> {
-    Ok(source_as_provider(&scan.source)?.is::<Unbound>())
 }
 
 /// A session that knows the columns of every table, and no rows.

@@ -1,6 +1,6 @@
 //! The schema `system`: what the program knows about itself, at the snapshot of the query.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{
@@ -25,6 +25,7 @@ use crate::catalog::version;
 use crate::kafka::status::IntakeStatus;
 use crate::metrics::WorkOutcome;
 use crate::runtime::{Clock, Health, Micros, SystemClock};
+use crate::tables::log::TableLog;
 use crate::tables::{Contents, Version};
 
 /// What system tables tell beside the snapshot.
@@ -40,6 +41,8 @@ pub struct Surroundings {
     pub refreshes: Arc<Refreshes>,
     /// What lies in the archive's folders beside its files.
     pub census: Arc<Census>,
+    /// By name, the reference tables with their older versions.
+    pub tables: BTreeMap<String, Arc<TableLog>>,
 }
 
 impl Surroundings {
@@ -54,6 +57,7 @@ impl Surroundings {
             history: Arc::new(History::new(1)),
             refreshes: Arc::default(),
             census: Arc::default(),
+            tables: BTreeMap::new(),
         }
     }
 }
@@ -213,8 +217,11 @@ fn refreshes(around: &Surroundings) -> Columns {
             Some(WorkOutcome::Cancelled) => "cancelled",
         }),
         "generation": UInt64Array = |r| r.published.or(r.ended.as_ref().map(|ended| ended.generation)).map(|id| id.0),
-        "full_views": StringArray = |r| (!r.asked.full.is_empty()).then(|| r.asked.full.join(", ")),
-        "view": StringArray = |r| r.progress.view.clone(),
+        "full_views": StringArray = |r| {
+            let views: Vec<&str> = r.asked.full.iter().map(|view| version::unbound_instance(view)).collect();
+            (!views.is_empty()).then(|| views.join(", "))
+        },
+        "view": StringArray = |r| r.progress.view.as_deref().map(version::unbound_instance),
         "views_done": UInt64Array = |r| Some(r.progress.views_done),
         "rows_done": UInt64Array = |r| Some(r.progress.rows_done),
         "rows": UInt64Array = |r| Some(r.progress.rows),
@@ -273,6 +280,11 @@ fn views(snapshot: &Snapshot) -> Columns {
         "view": StringArray = |(name, ..)| Some(name.as_str()),
         "stream": StringArray = |(_, input, _)| Some(input.stream.name.as_str()),
         "fingerprint": StringArray = |(_, input, _)| Some(input.view.fingerprint()),
+        "tables": StringArray = |(_, input, _)| {
+            let tables: Vec<String> =
+                input.tables.iter().map(|(table, bound)| format!("{table} {}", bound.version)).collect();
+            (!tables.is_empty()).then(|| tables.join(", "))
+        },
         "batch_runs": UInt64Array = |(.., states)| Some(states.map_or(0, |s| s.runs.len() as u64)),
         "batch_rows": UInt64Array = |(.., states)| Some(states.map_or(0, |s| s.runs.iter().map(|r| r.rows).sum())),
         "batch_bytes": UInt64Array = |(.., states)| Some(states.map_or(0, |s| s.runs.iter().map(|r| r.bytes).sum())),
@@ -287,7 +299,8 @@ fn view_versions(snapshot: &Snapshot) -> Columns {
         .flat_map(|(view, history)| history.versions.iter().map(move |(number, v)| (view, history, *number, v)))
         .collect();
     let created = rows.iter().map(|(.., version)| Some(version.created_at)).collect();
-    let kept = |view: &str, number| names.views.contains_key(&version::instance(view, number));
+    let kept =
+        |view: &str, number| version::find_instance(&names.views, &version::instance(view, number)).is_some();
     let mut columns: Columns = columns!(rows,
         "view": StringArray = |(view, ..)| Some(view.as_str()),
         "version": UInt32Array = |(_, _, number, _)| Some(*number),

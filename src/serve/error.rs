@@ -389,7 +389,7 @@ fn by_words(text: &str, otherwise: SqlState) -> QueryError {
         "could not be resolved from available columns",
     ]) {
         SqlState::GROUPING
-    } else if has(&["overflow", "out of range"]) {
+    } else if has(&["overflow", "out of range", "too large to store", "too small to store"]) {
         SqlState::NUMERIC_OUT_OF_RANGE
     } else if has(&["cannot cast string", "failed to parse", "error parsing", "parser error"]) {
         SqlState::INVALID_TEXT

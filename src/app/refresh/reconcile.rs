@@ -10,6 +10,7 @@ use datafusion::catalog::TableProvider;
 use super::{Leaving, Refresher};
 use crate::batch::run::{Fresh, Made, ViewInput};
 use crate::batch::{Generation, ViewStates};
+use crate::catalog::version;
 use crate::merge::catalog::Names;
 use crate::merge::provider::{UnionTable, in_memory};
 use crate::merge::reconcile::history::Subject;
@@ -43,7 +44,7 @@ impl Refresher {
             let subject = Subject {
                 generation: made.generation.id,
                 at: self.means.clock.now(),
-                view: name.clone(),
+                view: version::unbound_instance(name).to_owned(),
                 after: fresh.after,
                 to: made.generation.epoch(&input.stream.name),
                 restored_to: delta.restored_to(),
@@ -63,7 +64,7 @@ impl Refresher {
         leaving: Vec<RecordBatch>,
     ) -> Result<Comparison, ReconcileError> {
         let schema = view.state_schema();
-        let fresh = ViewStates { fingerprint: String::new(), runs: fresh.run.iter().cloned().collect() };
+        let fresh = ViewStates::of(fresh.run.iter().cloned().collect());
         let mut speed = vec![in_memory(&schema, leaving)?];
         speed.extend(base.map(|base| Arc::new(base.table(Arc::clone(&schema))) as Arc<dyn TableProvider>));
         let speed = Arc::new(UnionTable::new(Arc::clone(&schema), speed));

@@ -74,7 +74,8 @@ async fn stage(faulty: Arc<FaultyStore>, generations_max: usize) -> Stage {
     let snapshot = archive.snapshot();
     let latest = refresher.latest().await.unwrap();
     let archives = [("clicks".to_owned(), Arc::clone(&snapshot))].into();
-    let (generation, names) = refresher.begin(latest, Arc::clone(&declared.names), &archives).await.unwrap();
+    let (generation, names) =
+        refresher.begin(latest, Arc::clone(&declared.names), BTreeMap::new(), &archives).await.unwrap();
     let base = generation.epoch("clicks");
     let (delta, names) = restore::delta(&engine, names, "clicks", &snapshot, base).await.unwrap();
     let part = StreamSnapshot {

@@ -1,3 +1,4 @@
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
@@ -14,9 +15,11 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 use super::*;
+use crate::engine::state::TableRows;
+use crate::engine::unbound::Unbound;
 
 /// Views whose merge is exactly their query, whatever the pieces.
-const VIEWS: [&str; 24] = [
+const VIEWS: [&str; 27] = [
     "SELECT k, count(*) AS rows, sum(n) AS total, avg(n) AS mean, min(n) AS lo, max(n) AS hi FROM raw.events GROUP BY k",
     "SELECT count(*) AS rows, sum(d) AS total, avg(d), min(at) AS first, max(at) AS last, count(f) FROM raw.events",
     "SELECT k, count(DISTINCT n) AS dn, count(DISTINCT d), count(DISTINCT k), sum(DISTINCT n), count(n) AS dk \
@@ -54,6 +57,11 @@ const VIEWS: [&str; 24] = [
      GROUP BY r.label",
     "SELECT e.k, count(*) FROM names r RIGHT JOIN raw.events e ON e.k = r.k AND r.label <> 'never' \
      WHERE e.k IN (SELECT k FROM names) OR e.n > 1 GROUP BY e.k",
+    "SELECT e.k, count(*), sum(e.n) FROM raw.events e WHERE NOT EXISTS (SELECT 1 FROM names r WHERE r.k = e.k \
+     AND r.label <> 'first') GROUP BY e.k",
+    "SELECT k, count(*) FROM raw.events WHERE k NOT IN (SELECT k FROM names WHERE label = 'twice') GROUP BY k",
+    "SELECT r.label, count(*) AS rows, sum(e.d) FROM raw.events e JOIN names r ON e.k >= r.k \
+     AND (r.label <> 'never' OR e.k < r.label) GROUP BY r.label",
     "WITH x AS (SELECT upper(k) AS u, n FROM raw.events WHERE b) SELECT u || '!' AS loud, sum(n + 1) AS s FROM x GROUP BY u",
     "SELECT k, b FROM raw.events GROUP BY k, b",
     "SELECT count(*) AS a, count(*) AS b, count(n) AS n, n % 3 AS rest FROM raw.events GROUP BY n % 3",
@@ -486,6 +494,45 @@ async fn the_fingerprint_follows_the_definition() {
     ] {
         assert_ne!(base, of("v", other).await, "{other}");
     }
+}
+
+#[tokio::test]
+async fn a_view_is_computed_with_the_rows_that_it_is_bound_to() {
+    let engine = engine();
+    let ctx = session_with(&engine, vec![]);
+    let names = Arc::clone(ctx.table("names").await.unwrap().schema().inner());
+    let unbound = Arc::new(Unbound { columns: Arc::clone(&names) });
+    ctx.register_table("labels", unbound).unwrap();
+    let sql = "SELECT r.label, count(*) AS rows FROM raw.events e JOIN labels r ON e.k = r.k \
+               WHERE e.k NOT IN (SELECT k FROM labels WHERE label = 'out') GROUP BY r.label";
+    let view = LambdaView::split("v", plan(&ctx, sql).await).unwrap();
+    assert_eq!(view.tables().iter().collect::<Vec<_>>(), ["labels"]);
+    let records = || mem(events_schema(), vec![vec![batch(&some_events(), 0)]]);
+    let unread = engine.collect(view.state_plan(records()).unwrap(), 1).await.unwrap_err().to_string();
+    assert!(unread.contains("not bound"), "{unread}");
+
+    let with = |labels: [&str; 2]| {
+        let columns: Vec<ArrayRef> =
+            vec![Arc::new(StringArray::from(vec!["a", "b"])), Arc::new(StringArray::from(labels.to_vec()))];
+        let rows = RecordBatch::try_new(Arc::clone(&names), columns).unwrap();
+        BTreeMap::from([("labels".to_owned(), TableRows { rows, digest: labels.concat() })])
+    };
+    let (one, other) =
+        (view.bound("v@1", &with(["x", "y"])).unwrap(), view.bound("v@2", &with(["x", "out"])).unwrap());
+    assert_eq!((one.name(), other.name()), ("v@1", "v@2"));
+    let fingerprints = [view.fingerprint(), one.fingerprint(), other.fingerprint()];
+    assert_eq!(fingerprints.iter().collect::<BTreeSet<_>>().len(), 3);
+    assert_eq!(other.fingerprint(), one.bound("v", &with(["x", "out"])).unwrap().fingerprint(), "bound again");
+    let labels = async |view: &LambdaView| {
+        let states = engine.collect(view.state_plan(records()).unwrap(), 2).await.unwrap();
+        let states = mem(view.state_schema(), vec![states]);
+        let merged = engine.collect(view.merge_plan(states).unwrap(), 2).await.unwrap();
+        rows_of(&merged).iter().map(|row| row.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(labels(&one).await, ["x", "y"]);
+    assert_eq!(labels(&other).await, ["x"]);
+    let missing = view.bound("v", &BTreeMap::new()).unwrap_err();
+    assert!(format!("{missing:?}").contains("labels"), "{missing:?}");
 }
 
 #[tokio::test]
