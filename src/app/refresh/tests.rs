@@ -328,7 +328,8 @@ async fn a_cancelled_refresh_leaves_nothing_wherever_it_is_cancelled() {
         let stop = Arc::clone(&attempt);
         stage.faulty.at_write(write, move || stop.cancel());
         let (names, new) = (Arc::clone(&stage.cell.load().names), BTreeSet::new());
-        match stage.refresher.publish(&current, names, &new, &archives, &[], &attempt).await {
+        let sources = Sources { tables: BTreeMap::new(), new: &new, archives: &archives, full: &[] };
+        match stage.refresher.publish(&current, names, sources, &attempt).await {
             Err(RefreshError::Cancelled) => {
                 cancelled += 1;
                 assert_eq!(stage.files().await, before, "cancelled at write {write}");
