@@ -138,7 +138,7 @@ pub enum WriteError {
     #[error("version {version} of table {table} was made by another process; this one is fenced and must stop")]
     Fenced { table: String, version: u64 },
     #[error("it is not known whether table {table} was changed: look before you try again")]
-    Undecided { table: String, source: StorageError },
+    Undecided { table: String, source: Box<StorageError> },
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error("cannot compute the change of table {table}")]

@@ -180,7 +180,7 @@ impl Turn {
             Ok(Created::Taken) => return Err(WriteError::Fenced { table: log.rules.name(), version: number }),
             Err(source) => {
                 self.head.undecided = Some(next);
-                return Err(WriteError::Undecided { table: log.rules.name(), source });
+                return Err(WriteError::Undecided { table: log.rules.name(), source: Box::new(source) });
             }
         }
         self.head.current = Arc::clone(&next);
