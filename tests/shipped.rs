@@ -146,7 +146,7 @@ async fn every_view_is_declared_without_a_fault() {
     let declared = viewledger::app::declare(&config, &Engine::new(planning).unwrap()).await;
     let declared = declared.unwrap_or_else(|faults| panic!("{faults:#?}"));
     let ordinary: Vec<&String> = declared.names.ordinary.keys().collect();
-    assert_eq!(ordinary, ["country_share", "top_videos"]);
+    assert_eq!(ordinary, ["country_earnings", "country_share", "top_videos"]);
     assert!(declared.catalog.ordinary.values().all(|view| view.comment.is_some()));
 }
 

@@ -28,8 +28,11 @@ async fn open(storage: &Storage, sql: &str) -> Result<(Arc<TableLog>, Arc<Conten
     TableLog::open(storage, rules(sql), 1 << 20, Arc::new(SystemClock)).await
 }
 
-fn batch(rows: &[(Option<&str>, i64, Option<&str>)]) -> RecordBatch {
-    let texts = |text: fn(&(Option<&str>, i64, Option<&str>)) -> Option<String>| -> ArrayRef {
+/// Item, price and note.
+type Row<'a> = (Option<&'a str>, i64, Option<&'a str>);
+
+fn batch(rows: &[Row<'_>]) -> RecordBatch {
+    let texts = |text: fn(&Row<'_>) -> Option<String>| -> ArrayRef {
         Arc::new(rows.iter().map(text).collect::<StringArray>())
     };
     RecordBatch::try_from_iter_with_nullable([
