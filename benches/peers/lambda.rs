@@ -42,7 +42,8 @@ async fn measure() -> Result<()> {
     let large = copied(&filled(events).await?, &scratch.join("large"))?;
     let small = copied(&filled(events / 10).await?, &scratch.join("small"))?;
     // All views, so that the next steps find a generation.
-    let (_, _) = (child("new", &large)?, child("new", &small)?);
+    child("new", &large)?;
+    child("new", &small)?;
 
     beside_duckdb(&large, pairs)?;
     incremental(&large, &small, events / 100, pairs).await?;

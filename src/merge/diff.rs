@@ -14,6 +14,8 @@ use super::provider::PlanTable;
 
 const LEFT: &str = "a";
 const RIGHT: &str = "b";
+/// A column that is true where a side has the group.
+const PRESENT: &str = "_present";
 
 /// The function over one pinned snapshot.
 #[derive(Debug)]
@@ -119,5 +121,3 @@ fn difference(view: &str, first: u32, left: VersionTable, second: u32, right: Ve
     shown.extend(only_theirs.map(|name| column(RIGHT, name).alias(format!("{name}_{second}"))));
     joined.filter(differs)?.project(shown)?.build()
 }
-
-const PRESENT: &str = "_present";
