@@ -13,7 +13,7 @@ use crate::batch::Generation;
 use crate::batch::attempt::Attempt;
 use crate::batch::gc::Retired;
 use crate::batch::publish::Generations;
-use crate::batch::run::{Made, RefreshError, RefreshInput, ViewInput, Workshop};
+use crate::batch::run::{Made, RefreshError, ViewInput};
 use crate::batch::shelf::Shelf;
 use crate::catalog::schedule::due;
 use crate::catalog::version;
@@ -29,8 +29,11 @@ use crate::position::GenerationId;
 use crate::runtime::{Clock, Health, Micros, Shutdown};
 use crate::storage::Storage;
 
+mod publish;
 mod reconcile;
 mod tidy;
+
+use publish::Sources;
 
 /// How far batch work gives way to queries and intake (see `nice(2)`).
 const NICENESS: i32 = 10;
@@ -163,17 +166,6 @@ enum Binding {
     Newest,
     /// Those that they have.
     Kept,
-}
-
-/// What a generation is made from.
-struct Sources<'a> {
-    /// The versions of all reference tables.
-    tables: BTreeMap<String, u64>,
-    /// Views that were not there before, and must not be short of what came meanwhile.
-    new: &'a BTreeSet<String>,
-    archives: &'a BTreeMap<String, Arc<ArchiveSnapshot>>,
-    /// Views to compute from the whole archive.
-    full: &'a [String],
 }
 
 /// What intake is to compute, so that all of `names` can be read, and soon those of `next`.
@@ -499,93 +491,6 @@ impl Refresher {
             }
             tokio::time::sleep(GLANCE).await;
         }
-    }
-
-    /// Publishes `current` once more, with other names for what it holds.
-    async fn publish_names(
-        &self,
-        current: &Generation,
-        names: Arc<Names>,
-        tables: BTreeMap<String, u64>,
-    ) -> Result<(Made, Arc<Names>), RefreshError> {
-        let mut generation = Generation {
-            id: current.id.next(),
-            created_at: self.means.clock.now(),
-            versions: names.versions.clone(),
-            tables,
-            ..current.clone()
-        };
-        generation.views.retain(|instance, _| names.views.contains_key(instance));
-        self.generations.publish(&generation).await?;
-        Ok((Made { generation, fresh: BTreeMap::new() }, names))
-    }
-
-    /// Makes the next generation with the views of `names` and publishes it. A version on standby that was there before
-    /// and cannot be computed any more is given up, so that it stands in nobody's way. Returns what is left.
-    async fn publish(
-        &self,
-        current: &Generation,
-        mut names: Arc<Names>,
-        sources: Sources<'_>,
-        attempt: &Attempt,
-    ) -> Result<(Made, Arc<Names>), RefreshError> {
-        loop {
-            match self.try_publish(current, &names, &sources, attempt).await {
-                Ok(made) => return Ok((made, names)),
-                Err(RefreshError::Compute { view, source })
-                    if !sources.new.contains(&view) && !names.is_current(&view) =>
-                {
-                    let error = crate::runtime::chain(&source);
-                    tracing::error!(view, error, "a version on standby cannot be computed: it is given up");
-                    names = Arc::new(names.without(&view));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Makes the files of the next generation and publishes it. What a failed attempt wrote is deleted.
-    async fn try_publish(
-        &self,
-        current: &Generation,
-        names: &Names,
-        sources: &Sources<'_>,
-        attempt: &Attempt,
-    ) -> Result<Made, RefreshError> {
-        let Sources { tables, new, archives, full } = sources;
-        let workshop = Workshop {
-            engine: &self.means.engine,
-            threads: self.means.workers.threads,
-            storage: &self.means.storage,
-            clock: self.means.clock.as_ref(),
-            shutdown: &self.means.shutdown,
-            attempt,
-        };
-        let input = RefreshInput {
-            current,
-            archives,
-            views: &names.views,
-            versions: &names.versions,
-            tables: tables.clone(),
-            full,
-        };
-        let unfit = || self.means.roster.given_up().into_iter().find(|(instance, _)| new.contains(instance));
-        let result = match workshop.make(input).await {
-            Ok(_) if attempt.is_cancelled() => Err(RefreshError::Cancelled),
-            Ok(_) if let Some((view, reason)) = unfit() => Err(RefreshError::Unfit { view, reason }),
-            Ok(made) => match self.generations.publish(&made.generation).await {
-                Ok(()) => return Ok(made),
-                Err(fenced @ RefreshError::Fenced(_)) => Err(fenced),
-                // Whether it is published is not known: its files stay until another generation has that number.
-                Err(unknown) => {
-                    self.undecided.lock().extend(attempt.written());
-                    return Err(unknown);
-                }
-            },
-            Err(error) => Err(error),
-        };
-        self.discard(attempt).await;
-        result
     }
 
     /// Runs `work` on the threads for batch work.

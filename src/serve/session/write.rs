@@ -2,15 +2,21 @@
 
 use std::sync::Arc;
 
+use datafusion::arrow::array::RecordBatch;
+use datafusion::common::ParamValues;
 use datafusion::sql::sqlparser::ast::{
     self, Assignment, AssignmentTarget, ConflictTarget, Expr, FromTable, Ident, ObjectName, OnConflictAction,
     OnInsert, TableFactor, TableObject, TableWithJoins,
 };
 
+use super::Session;
+use super::run::{self, Encode, Rows};
+use super::settings::AS_OF;
 use super::statement::Query;
 use crate::serve::ChangedRows;
 use crate::serve::error::{QueryError, SqlState};
-use crate::tables::change::OnConflict;
+use crate::tables::WriteError;
+use crate::tables::change::{Change, OnConflict};
 
 /// A statement that changes a reference table.
 #[derive(Debug, Clone)]
@@ -174,4 +180,72 @@ fn normal(ident: &Ident) -> String {
 
 fn unsupported(what: &str) -> QueryError {
     QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, format!("{what} is not supported"))
+}
+
+impl Session {
+    /// Changes a reference table; returns how many rows were touched.
+    pub(super) async fn write(&self, write: &Write, parameters: Option<ParamValues>) -> Result<u64, QueryError> {
+        let tag = write.query.tag;
+        let table = write.table(&self.settings.default_schema())?;
+        self.refuse_write(tag)?;
+        let turn = self.service.database.change_table(table, write.rows()).await?;
+        let rows = match write.kind {
+            WriteKind::Truncate => Vec::new(),
+            _ => {
+                let planned = self.plan_over(turn.pinned(), &write.query, parameters).await?;
+                let all: Encode<RecordBatch> = Box::new(Ok);
+                let service = &self.service;
+                let rows =
+                    run::run(&service.queries, &service.metrics, planned, service.limits.pieces_buffered, all);
+                collected(rows, table, turn.bytes_max()).await?
+            }
+        };
+        let change = match &write.kind {
+            WriteKind::Insert(conflict) => Change::Insert { rows, conflict: conflict.clone() },
+            WriteKind::Update => Change::Update(rows),
+            WriteKind::Delete => Change::Delete(rows),
+            WriteKind::Truncate => Change::Truncate,
+        };
+        let touched = turn.commit(change, tag, &self.identity.user).await?;
+        tracing::info!(
+            table,
+            statement = tag,
+            rows = touched,
+            user = self.identity.user,
+            "reference table changed"
+        );
+        Ok(touched)
+    }
+
+    fn refuse_write(&self, tag: &str) -> Result<(), QueryError> {
+        let read_only = |why: String| Err(QueryError::new(SqlState::READ_ONLY_TRANSACTION, why));
+        if self.settings.read_only() {
+            return read_only(format!("cannot execute {tag} in a read-only transaction"));
+        }
+        if self.settings.as_of().is_some() {
+            return read_only(format!("cannot execute {tag} while {AS_OF} reads an older generation"));
+        }
+        if self.in_transaction() {
+            let message =
+                format!("{tag} is not supported inside a transaction block: each is a transaction of its own");
+            return Err(QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, message)
+                .hint("send it outside BEGIN and COMMIT; drivers call that autocommit"));
+        }
+        Ok(())
+    }
+}
+
+/// All rows, unless they are more than the table may hold.
+async fn collected(mut rows: Rows<RecordBatch>, table: &str, max: usize) -> Result<Vec<RecordBatch>, QueryError> {
+    let (mut all, mut bytes) = (Vec::new(), 0);
+    while let Some(piece) = rows.next().await {
+        let piece = piece?;
+        let sizes = piece.columns().iter().map(|column| column.to_data().get_slice_memory_size().unwrap_or(0));
+        bytes += sizes.sum::<usize>();
+        if bytes > max {
+            return Err(WriteError::TooLarge { table: table.to_owned(), bytes, max }.into());
+        }
+        all.push(piece);
+    }
+    Ok(all)
 }
