@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
 
 use crate::archive::{Archive, ArchiveSnapshot, dedup, evolve};
 use crate::catalog::stream::CompiledCheck;
@@ -41,13 +42,14 @@ pub mod definitions;
 pub mod guards;
 pub mod listen;
 pub mod refresh;
+pub mod reload;
 pub mod restore;
 pub mod tables;
 pub mod upkeep;
 
 use definitions::Definitions;
 use guards::Guards;
-use refresh::{Cut, Means, Refresher, Workers};
+use refresh::{Cut, Legacy, Means, Refresher, Workers};
 use tables::References;
 use upkeep::Upkeep;
 
@@ -70,9 +72,12 @@ pub struct Declared {
 
 /// Reads and plans everything in `sql.dir`; all faults at once.
 pub async fn declare(config: &Config, engine: &Engine) -> Result<Declared, Vec<Fault>> {
-    let catalog = loader::load(&config.sql.dir)?;
-    let planner = Planner::new(engine, &catalog)
-        .map_err(|error| vec![loader::whole_file(&config.sql.dir, error.to_string())])?;
+    declare_catalog(engine, loader::load(&config.sql.dir)?).await
+}
+
+/// Plans everything in `catalog`; all faults at once.
+async fn declare_catalog(engine: &Engine, catalog: Catalog) -> Result<Declared, Vec<Fault>> {
+    let planner = Planner::new(engine, &catalog).map_err(|error| vec![loader::whole_catalog(&error)])?;
     let mut faults = Vec::new();
     let mut checks = BTreeMap::new();
     for (name, stream) in &catalog.streams {
@@ -152,6 +157,10 @@ pub struct Ground {
     pub workers: Workers,
     pub declared: Arc<Declared>,
     pub guards: Guards,
+    pub metrics: Arc<Metrics>,
+    pub health: Health,
+    /// Of what was open before in this process.
+    pub legacy: Option<Legacy>,
 }
 
 impl Ground {
@@ -174,6 +183,9 @@ impl Ground {
             workers: Workers::start(config.refresh.threads)?,
             declared: Arc::new(declared),
             guards,
+            metrics: Arc::new(Metrics::new()),
+            health: Health::default(),
+            legacy: None,
         })
     }
 }
@@ -183,6 +195,7 @@ impl Ground {
 pub struct Core {
     pub config: Arc<Config>,
     pub engine: Arc<Engine>,
+    /// What it was opened with.
     pub declared: Arc<Declared>,
     pub cell: Arc<SnapshotCell>,
     pub refresher: Arc<Refresher>,
@@ -201,7 +214,7 @@ pub struct Core {
     archives: BTreeMap<String, Archive>,
     guards: Guards,
     /// None when nobody else can reach the storage.
-    _lock: Option<ProcessLock>,
+    lock: Option<Arc<ProcessLock>>,
 }
 
 impl Core {
@@ -214,7 +227,28 @@ impl Core {
 
     /// As [`Core::open`], on another ground than the machine: the caller makes sure that what must be alone is.
     pub async fn open_on(ground: Ground, config: Config, shutdown: Shutdown) -> Result<Self> {
-        let core = Self::begin_on(ground, config, shutdown).await?;
+        let core = Self::begin_on(ground, Arc::new(config), shutdown).await?;
+        core.restore().await?;
+        Ok(core)
+    }
+
+    /// Opens everything anew within the process, as `declared` says; what queries compute with goes on. This one must
+    /// have ended but for its readers: no intake, and no refresh.
+    pub async fn reopen(&self, declared: Arc<Declared>, shutdown: Shutdown) -> Result<Self> {
+        let ground = Ground {
+            storage: self.storage.clone(),
+            clock: Arc::clone(&self.clock),
+            engine: Arc::clone(&self.engine),
+            batch_engine: self.refresher.engine(),
+            workers: Workers::start(self.config.refresh.threads)?,
+            declared,
+            guards: self.guards,
+            metrics: Arc::clone(&self.metrics),
+            health: self.health.clone(),
+            legacy: Some(self.refresher.legacy()),
+        };
+        let core = Self::begin_on(ground, Arc::clone(&self.config), shutdown).await?;
+        let core = Self { lock: self.lock.clone(), ..core };
         core.restore().await?;
         Ok(core)
     }
@@ -224,12 +258,12 @@ impl Core {
     pub async fn begin(config: Config, shutdown: Shutdown) -> Result<Self> {
         let lock = ProcessLock::acquire(&config.storage.data_dir)?;
         let ground = Ground::of_machine(&config, &lock).await?;
-        Ok(Self { _lock: Some(lock), ..Self::begin_on(ground, config, shutdown).await? })
+        Ok(Self { lock: Some(Arc::new(lock)), ..Self::begin_on(ground, Arc::new(config), shutdown).await? })
     }
 
-    async fn begin_on(ground: Ground, config: Config, shutdown: Shutdown) -> Result<Self> {
-        let Ground { storage, clock, engine, batch_engine, workers, declared, guards } = ground;
-        let metrics = Arc::new(Metrics::new());
+    async fn begin_on(ground: Ground, config: Arc<Config>, shutdown: Shutdown) -> Result<Self> {
+        let Ground { storage, clock, engine, batch_engine, workers, declared, guards, metrics, health, legacy } =
+            ground;
         let faults = evolution_faults(&storage, &declared).await?;
         anyhow::ensure!(faults.is_empty(), "{}", lines(&faults));
         let mut archives = BTreeMap::new();
@@ -239,9 +273,10 @@ impl Core {
         }
         let snapshots: BTreeMap<String, Arc<ArchiveSnapshot>> =
             archives.iter().map(|(name, archive)| (name.clone(), archive.snapshot())).collect();
-        let health = Health::default();
         let roster = Arc::new(Roster::default());
-        let refresher = Refresher::new(Means {
+        let keep = &config.refresh;
+        let legacy = legacy.unwrap_or_else(|| Legacy::new(keep.generations_keep, keep.reconciliations_keep));
+        let means = Means {
             engine: batch_engine,
             workers,
             storage: storage.clone(),
@@ -250,10 +285,10 @@ impl Core {
             metrics: Arc::clone(&metrics),
             health: health.clone(),
             shutdown: shutdown.clone(),
-            generations_max: config.refresh.generations_keep,
-            reconciliations_max: config.refresh.reconciliations_keep,
+            generations_max: keep.generations_keep,
             cut: if guards.cut { Cut::On } else { Cut::OffForTest },
-        });
+        };
+        let refresher = Refresher::new(means, legacy);
         let latest = refresher.latest().await?;
         let names = with_history(&engine, &declared, &latest.versions, clock.now()).await?;
         let (logs, tables) = tables::open(&storage, &declared, config.tables.bytes_max, &clock)
@@ -291,14 +326,14 @@ impl Core {
             References { logs, cell: Arc::clone(&cell), health: health.clone(), shutdown: shutdown.clone() };
         let definitions = Definitions {
             engine: Arc::clone(&engine),
-            catalog: declared.catalog.clone(),
+            declared: ArcSwap::new(Arc::clone(&declared)),
             cell: Arc::clone(&cell),
             refresher: Arc::clone(&refresher),
             clock: Arc::clone(&clock),
             turn: tokio::sync::Mutex::default(),
         };
         Ok(Self {
-            config: Arc::new(config),
+            config,
             engine,
             declared,
             cell,
@@ -315,7 +350,7 @@ impl Core {
             storage,
             archives,
             guards,
-            _lock: None,
+            lock: None,
         })
     }
 

@@ -18,7 +18,7 @@ pub mod version;
 pub mod view;
 
 /// Everything declared, by name.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Catalog {
     pub streams: BTreeMap<String, Arc<Stream>>,
     pub tables: BTreeMap<String, Arc<Table>>,

@@ -318,6 +318,11 @@ impl Sink for Ingest {
     fn idle(&mut self) -> Result<(), SinkError> {
         self.tend()
     }
+
+    /// Has the open epochs committed, so that whoever goes on begins where this ends.
+    fn end(&mut self) -> Result<(), SinkError> {
+        self.streams.iter_mut().try_for_each(|stream| stream.seal(&self.shared.cell))
+    }
 }
 
 impl OpenStream {

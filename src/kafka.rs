@@ -102,6 +102,8 @@ pub trait Sink: Send {
     fn accept(&mut self, batch: Decoded) -> Result<(), SinkError>;
     /// Called when nothing arrived for a while, so that time-based work is done.
     fn idle(&mut self) -> Result<(), SinkError>;
+    /// Called once, when everything that was read has come and nothing more will.
+    fn end(&mut self) -> Result<(), SinkError>;
 }
 
 /// The sink cannot go on; the pipeline stops and the process says why.

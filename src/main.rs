@@ -4,5 +4,6 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
+    viewledger::runtime::give_memory_back_soon();
     viewledger::cli::main()
 }

@@ -68,30 +68,45 @@ impl Clock for ManualClock {
     }
 }
 
-/// Tells every part that the process is ending. Cloning shares the signal.
+/// Tells every part that it is to end. Cloning shares the signal.
 #[derive(Debug, Clone)]
-pub struct Shutdown(Arc<watch::Sender<bool>>);
+pub struct Shutdown {
+    signal: Arc<watch::Sender<bool>>,
+    /// Of the wholes that this is a part of: they end it too.
+    outer: Vec<Arc<watch::Sender<bool>>>,
+}
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(false)))
+        Self { signal: Arc::new(watch::Sender::new(false)), outer: Vec::new() }
     }
 }
 
 impl Shutdown {
+    /// For parts that may end before the whole: triggered with this one, or alone.
+    #[must_use]
+    pub fn of_part(&self) -> Self {
+        Self { outer: self.signals().cloned().collect(), ..Self::default() }
+    }
+
     pub fn trigger(&self) {
-        self.0.send_replace(true);
+        self.signal.send_replace(true);
     }
 
     pub fn is_triggered(&self) -> bool {
-        *self.0.borrow()
+        self.signals().any(|signal| *signal.borrow())
     }
 
     /// Completes once [`Shutdown::trigger`] was called.
     pub async fn wait(&self) {
-        let mut receiver = self.0.subscribe();
-        // The sender lives in self, so the channel cannot close while we wait.
-        let _ = receiver.wait_for(|triggered| *triggered).await;
+        let mut receivers: Vec<_> = self.signals().map(|signal| signal.subscribe()).collect();
+        let waiting = receivers.iter_mut().map(|receiver| Box::pin(receiver.wait_for(|triggered| *triggered)));
+        // The senders live in self, so no channel can close while we wait.
+        let _ = futures::future::select_all(waiting).await;
+    }
+
+    fn signals(&self) -> impl Iterator<Item = &Arc<watch::Sender<bool>>> {
+        std::iter::once(&self.signal).chain(&self.outer)
     }
 }
 
@@ -141,6 +156,15 @@ where
             }
         })
         .expect("the system refuses a new thread only when it is out of resources")
+}
+
+/// Has the allocator give memory that is free back to the system after 10 ms instead of a second: a refresh frees much of
+/// what it had soon after, and would have it twice.
+pub fn give_memory_back_soon() {
+    /// `mi_option_purge_delay`, in milliseconds.
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    // SAFETY: sets a number that the allocator reads; any thread may do so at any time.
+    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 10) };
 }
 
 /// An error with all its causes, for the one place where it is handled.

@@ -137,6 +137,8 @@ pub enum WriteError {
     TooLarge { table: String, bytes: usize, max: usize },
     #[error("version {version} of table {table} was made by another process; this one is fenced and must stop")]
     Fenced { table: String, version: u64 },
+    #[error("table {table} was not changed: definitions were read again meanwhile, or the process ends; try again")]
+    Ended { table: String },
     #[error("it is not known whether table {table} was changed: look before you try again")]
     Undecided { table: String, source: Box<StorageError> },
     #[error(transparent)]

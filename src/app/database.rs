@@ -4,14 +4,16 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, TableFunctionImpl};
 use datafusion::prelude::SessionContext;
+use tokio::sync::{mpsc, oneshot};
 
+use super::Core;
 use super::definitions::Definitions;
 use super::refresh::Refresher;
 use super::tables::References;
-use super::{Core, Declared};
 use crate::batch;
 use crate::batch::shelf::AsOf;
 use crate::engine::Engine;
@@ -27,10 +29,19 @@ use crate::serve::{
 };
 use crate::tables::WriteError;
 
-/// The process as a [`Database`].
+/// The process as a [`Database`], whatever is open in it at the time.
 pub struct Merged {
+    open: ArcSwap<Open>,
+    /// Where files in `sql/` are asked to be read again; None when nobody does.
+    reloads: Option<mpsc::Sender<Reload>>,
+}
+
+/// Asks for files to be read again; who asks is told how it went.
+pub type Reload = oneshot::Sender<Result<(), DefineError>>;
+
+/// What is open.
+struct Open {
     engine: Arc<Engine>,
-    declared: Arc<Declared>,
     cell: Arc<SnapshotCell>,
     refresher: Arc<Refresher>,
     definitions: Arc<Definitions>,
@@ -48,6 +59,27 @@ impl fmt::Debug for Merged {
 
 impl Merged {
     pub fn new(core: &Core) -> Self {
+        Self { open: ArcSwap::from_pointee(Open::of(core)), reloads: None }
+    }
+
+    /// Sends requests to read files again to `reloads`.
+    #[must_use]
+    pub fn reloading(self, reloads: mpsc::Sender<Reload>) -> Self {
+        Self { reloads: Some(reloads), ..self }
+    }
+
+    /// From now on `core` is read. What was pinned before stays as it is.
+    pub fn turn_to(&self, core: &Core) {
+        self.open.store(Arc::new(Open::of(core)));
+    }
+
+    fn present(&self) -> PinnedCatalog {
+        self.open.load().present()
+    }
+}
+
+impl Open {
+    fn of(core: &Core) -> Self {
         let around = Surroundings {
             status: core.status.clone(),
             health: core.health.clone(),
@@ -61,7 +93,6 @@ impl Merged {
         };
         Self {
             engine: Arc::clone(&core.engine),
-            declared: Arc::clone(&core.declared),
             cell: Arc::clone(&core.cell),
             refresher: Arc::clone(&core.refresher),
             definitions: Arc::clone(&core.definitions),
@@ -91,9 +122,10 @@ impl Database for Merged {
     }
 
     fn pin_as_of(&self, at: &str) -> Result<Arc<dyn CatalogProvider>, ServeError> {
-        let found = AsOf::parse(at).and_then(|wanted| self.around.shelf.find(wanted));
+        let open = self.open.load();
+        let found = AsOf::parse(at).and_then(|wanted| open.around.shelf.find(wanted));
         let generation = found.map_err(|error| ServeError::AsOf(error.to_string()))?;
-        Ok(Arc::new(self.present().as_of(generation)))
+        Ok(Arc::new(open.present().as_of(generation)))
     }
 
     fn certificate(&self, pinned: &dyn CatalogProvider) -> Option<Certificate> {
@@ -107,11 +139,12 @@ impl Database for Merged {
     }
 
     fn session(&self) -> SessionContext {
-        self.engine.session()
+        self.open.load().engine.session()
     }
 
     async fn refresh(&self, view: Option<&str>, scope: RefreshScope) -> Result<String, RefreshError> {
-        let names = Arc::clone(&self.cell.load().names);
+        let open = self.open.load_full();
+        let names = Arc::clone(&open.cell.load().names);
         let named: Vec<String> = match view {
             Some(view) => match names.view(view) {
                 None => return Err(RefreshError::UnknownView(view.to_owned())),
@@ -123,7 +156,7 @@ impl Database for Merged {
             RefreshScope::New => Vec::new(),
             RefreshScope::Full => named,
         };
-        match self.refresher.refresh(&self.cell, full).await {
+        match open.refresher.refresh(&open.cell, full).await {
             Ok(generation) => Ok(generation.to_string()),
             Err(error @ batch::run::RefreshError::Fenced(_)) => Err(RefreshError::Refused(error.to_string())),
             Err(batch::run::RefreshError::Cancelled) => Err(RefreshError::Cancelled),
@@ -132,18 +165,29 @@ impl Database for Merged {
     }
 
     async fn change_view(&self, change: &ViewChange, user: &str) -> Result<(), DefineError> {
-        self.definitions.change(change, user).await
+        let definitions = Arc::clone(&self.open.load().definitions);
+        definitions.change(change, user).await
+    }
+
+    async fn reload(&self) -> Result<(), DefineError> {
+        let (tell, told) = oneshot::channel();
+        let nobody = || DefineError::Failed("the process does not read files again, or is ending".to_owned());
+        let reloads = self.reloads.as_ref().ok_or_else(nobody)?;
+        reloads.send(tell).await.map_err(|_| nobody())?;
+        told.await.unwrap_or_else(|_| Err(nobody()))
     }
 
     fn pin_to_change(&self, table: &str, rows: ChangedRows) -> Result<Arc<dyn CatalogProvider>, WriteError> {
-        match self.references.logs.contains_key(table) {
-            true => Ok(self.present_to_change(table, rows)),
-            false => Err(self.references.unknown(table)),
+        let open = self.open.load();
+        match open.references.logs.contains_key(table) {
+            true => Ok(open.present_to_change(table, rows)),
+            false => Err(open.references.unknown(table)),
         }
     }
 
     async fn change_table(&self, table: &str, rows: ChangedRows) -> Result<Box<dyn TableTurn>, WriteError> {
-        self.references.turn(table, || self.present_to_change(table, rows)).await
+        let open = self.open.load_full();
+        open.references.turn(table, || open.present_to_change(table, rows)).await
     }
 
     fn table_functions(&self, pinned: &dyn CatalogProvider) -> Vec<(String, Arc<dyn TableFunctionImpl>)> {
@@ -153,17 +197,19 @@ impl Database for Merged {
     }
 
     fn comment(&self, schema: &str, table: &str) -> Option<String> {
+        let open = self.open.load();
+        let declared = open.definitions.declared.load();
         match schema {
             "public" | "batch" | "speed" => {
-                let catalog = &self.declared.catalog;
+                let catalog = &declared.catalog;
                 let ordinary = || catalog.ordinary.get(table).filter(|_| schema == "public");
                 let reference = || catalog.tables.get(table).filter(|_| schema == "public");
-                let names = Arc::clone(&self.cell.load().names);
+                let names = Arc::clone(&open.cell.load().names);
                 let kept = names.view(table).map(|(_, input)| input.declared.comment.clone());
                 kept.or_else(|| ordinary().map(|view| view.comment.clone()))
                     .or_else(|| reference().map(|table| table.comment.clone()))?
             }
-            "raw" | "quarantine" => self.declared.names.streams.get(table)?.comment.clone(),
+            "raw" | "quarantine" => declared.names.streams.get(table)?.comment.clone(),
             "system" => system::TABLES.iter().find(|(name, _)| *name == table).map(|(_, text)| (*text).to_owned()),
             _ => None,
         }
@@ -171,12 +217,14 @@ impl Database for Merged {
 
     /// Reads are answered in any case; this tells whether they are complete and will stay so.
     fn readiness(&self) -> Readiness {
-        let mut reasons = self.health.failures();
-        reasons.extend(self.status.complaints());
-        let known = self.status.partitions();
-        let unread = self.declared.names.streams.keys().filter(|stream| !known.contains_key(*stream));
+        let open = self.open.load();
+        let mut reasons = open.health.failures();
+        reasons.extend(open.status.complaints());
+        let known = open.status.partitions();
+        let declared = open.definitions.declared.load();
+        let unread = declared.names.streams.keys().filter(|stream| !known.contains_key(*stream));
         reasons.extend(unread.map(|stream| format!("stream {stream}: its topic was not read yet")));
-        let snapshot = self.cell.load();
+        let snapshot = open.cell.load();
         let restoring = snapshot.streams.iter().filter(|(_, stream)| !stream.whole);
         reasons.extend(restoring.map(|(name, _)| format!("stream {name}: its delta is being computed")));
         Readiness { ready: reasons.is_empty(), reasons }

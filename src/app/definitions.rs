@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+
 use crate::batch::run::{RefreshError, ViewInput};
 use crate::catalog::ddl::{self, Definition};
 use crate::catalog::version::{self, Histories, History};
@@ -13,11 +15,12 @@ use crate::engine::planner::Planner;
 use crate::merge::catalog::Names;
 use crate::merge::ordinary;
 use crate::merge::snapshot::SnapshotCell;
+use crate::position::GenerationId;
 use crate::runtime::{Clock, chain};
 use crate::serve::{DefineError, ViewChange};
 
-use super::bindings;
 use super::refresh::Refresher;
+use super::{Declared, bindings};
 
 /// Plans every version that `versions` keep, and the ordinary views over them.
 ///
@@ -97,7 +100,8 @@ async fn input(
 #[derive(Debug)]
 pub struct Definitions {
     pub engine: Arc<Engine>,
-    pub catalog: Catalog,
+    /// What the files say that are followed.
+    pub declared: ArcSwap<Declared>,
     pub cell: Arc<SnapshotCell>,
     pub refresher: Arc<Refresher>,
     pub clock: Arc<dyn Clock>,
@@ -120,17 +124,33 @@ impl Definitions {
         if versions == before.versions {
             return Ok(());
         }
-        let names = plan(&self.engine, &self.catalog, versions).await.map_err(|faults| {
+        let generation = self.adopt(&self.declared.load().catalog, versions).await?;
+        tracing::info!(user, ?change, generation = generation.0, "definitions changed");
+        Ok(())
+    }
+
+    /// Takes the views from files that were changed, while those there are go on answering: a query that is new in its
+    /// file is computed, and current from then on. Streams and tables must be as they were.
+    pub async fn follow(&self, declared: Arc<Declared>) -> Result<(), DefineError> {
+        let _turn = self.turn.lock().await;
+        let versions = self.cell.load().names.versions.clone();
+        let versions = version::with_files(versions, &declared.catalog.views, self.clock.now());
+        self.adopt(&declared.catalog, versions).await?;
+        self.declared.store(declared);
+        Ok(())
+    }
+
+    /// Has `versions` be what there is to read.
+    async fn adopt(&self, catalog: &Catalog, versions: Histories) -> Result<GenerationId, DefineError> {
+        let before = Arc::clone(&self.cell.load().names);
+        let names = plan(&self.engine, catalog, versions).await.map_err(|faults| {
             let told: Vec<String> = faults.iter().map(ToString::to_string).collect();
             DefineError::Needed(told.join("\n"))
         })?;
         let bound = bindings::like(names, &before, &self.cell.load().tables);
         let names = bound.map_err(|error| DefineError::Failed(chain(&error)))?;
         match self.refresher.rename(&self.cell, Arc::new(names)).await {
-            Ok(generation) => {
-                tracing::info!(user, ?change, generation = generation.0, "definitions changed");
-                Ok(())
-            }
+            Ok(generation) => Ok(generation),
             Err(RefreshError::Cancelled) => Err(DefineError::Cancelled),
             Err(error) => Err(DefineError::Failed(chain(&error))),
         }
@@ -149,10 +169,11 @@ impl Definitions {
             _ => return Err(DefineError::Invalid("not a CREATE MATERIALIZED VIEW".to_owned())),
         };
         let name = view.name.clone();
-        if self.catalog.ordinary.contains_key(&name) {
+        let declared = self.declared.load();
+        if declared.catalog.ordinary.contains_key(&name) {
             return Err(DefineError::Exists { kind: "view", name });
         }
-        if self.catalog.tables.contains_key(&name) {
+        if declared.catalog.tables.contains_key(&name) {
             return Err(DefineError::Exists { kind: "table", name });
         }
         let history = versions.entry(name.clone()).or_default();
@@ -169,7 +190,8 @@ impl Definitions {
     }
 
     async fn refuse_unless_sound(&self, view: &View) -> Result<(), Fault> {
-        let planner = Planner::new(&self.engine, &self.catalog).map_err(|error| loader::whole_catalog(&error))?;
+        let catalog = &self.declared.load().catalog;
+        let planner = Planner::new(&self.engine, catalog).map_err(|error| loader::whole_catalog(&error))?;
         planner.view(&view.name, view).await.map(drop)
     }
 }

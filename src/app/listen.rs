@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use tokio::sync::mpsc;
 
 use super::Core;
-use super::database::Merged;
+use super::database::{Merged, Reload};
+use super::reload::{Followed, Live, follow_files};
 use crate::config::Config;
 use crate::runtime::{Shutdown, spawn};
 use crate::serve::http::serve_http;
@@ -38,7 +40,7 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
     let http_listener = http.listen().await?;
     let addresses = Addresses { pg: pg_listener.local_addr()?, http: http_listener.local_addr()? };
 
-    let mut core = Core::begin(config, shutdown.clone()).await?;
+    let mut core = Core::begin(config, shutdown.of_part()).await?;
     let health = core.health.clone();
     let limits = serve::Limits {
         connections_max: core.config.server.connections_max,
@@ -46,13 +48,15 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
         ..serve::Limits::default()
     };
     let queries = QueryThreads::start(core.config.query.threads)?;
-    let database: Arc<dyn Database> = Arc::new(Merged::new(&core));
+    let (ask, reloads) = mpsc::channel(1);
+    let merged = Arc::new(Merged::new(&core).reloading(ask));
+    let database: Arc<dyn Database> = Arc::<Merged>::clone(&merged);
     let service = QueryService::new(Arc::clone(&database), limits, queries.handle(), Arc::clone(&core.metrics))?;
 
-    spawn("gauges", &health, gauges(&core));
     let (stop, poison) = (shutdown.clone(), health.clone());
     spawn("http", &health, {
         let (metrics, health, shutdown) = (Arc::clone(&core.metrics), health.clone(), shutdown.clone());
+        let database = Arc::clone(&database);
         async move {
             if let Err(error) = serve_http(http_listener, database, metrics, shutdown, health.clone()).await {
                 poison.poison("http", error);
@@ -70,21 +74,75 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
     // Batch views can be read from here on.
     core.restore().await?;
     let running = core.start_intake().await?;
-    let schedule = {
-        let interval_max = core.config.refresh.interval_max;
-        Arc::clone(&core.refresher).keep_schedule(Arc::clone(&core.cell), interval_max)
-    };
-    spawn("refresh schedule", &health, schedule);
+    tend(&core);
     ready(addresses);
-    stop.wait().await;
-    tokio::task::spawn_blocking(move || running.join()).await.context("intake did not end in order")?;
-    drop(queries);
-    // It stops by itself; nothing of it may touch the data directory once its lock is free.
-    let _ = tokio::time::timeout(END_PATIENCE, core.refresher.pause()).await;
-    drop(core);
+    spawn("reload signal", &health, reload_on_signal(database));
+    let ended = live(Live { core, running }, &merged, reloads, &stop).await;
+    // What else is there ends with it.
+    stop.trigger();
+    if let Some(Live { core, running }) = ended {
+        tokio::task::spawn_blocking(move || running.join()).await.context("intake did not end in order")?;
+        drop(queries);
+        // It stops by itself; nothing of it may touch the data directory once its lock is free.
+        let _ = tokio::time::timeout(END_PATIENCE, core.refresher.pause()).await;
+    }
     match health.failures().as_slice() {
         [] => Ok(()),
         failures => bail!("{}", failures.join("; ")),
+    }
+}
+
+/// Until `process` ends, or a part of it for good; what is open then is to be closed.
+async fn live(
+    first: Live,
+    merged: &Merged,
+    mut reloads: mpsc::Receiver<Reload>,
+    process: &Shutdown,
+) -> Option<Live> {
+    let mut live = first;
+    loop {
+        let asked = tokio::select! {
+            () = live.core.shutdown.wait() => return Some(live),
+            Some(asked) = reloads.recv() => asked,
+        };
+        let (health, before) = (live.core.health.clone(), live.core.shutdown.clone());
+        match follow_files(live, merged, process).await {
+            Followed::Lives(now, result) => {
+                if before.is_triggered() {
+                    tend(&now.core);
+                }
+                // Who asked may have gone.
+                drop(asked.send(result));
+                live = now;
+            }
+            Followed::Ended(error) => {
+                health.poison("reload", format!("{error:#}"));
+                return None;
+            }
+        }
+    }
+}
+
+/// Starts what goes on beside intake for as long as `core` is open.
+fn tend(core: &Core) {
+    spawn("gauges", &core.health, gauges(core));
+    let interval_max = core.config.refresh.interval_max;
+    let schedule = Arc::clone(&core.refresher).keep_schedule(Arc::clone(&core.cell), interval_max);
+    spawn("refresh schedule", &core.health, schedule);
+}
+
+/// Reads the files in `sql/` again at each SIGHUP.
+async fn reload_on_signal(database: Arc<dyn Database>) {
+    let hangup = tokio::signal::unix::SignalKind::hangup();
+    let mut hangups = match tokio::signal::unix::signal(hangup) {
+        Ok(hangups) => hangups,
+        Err(error) => return tracing::warn!(%error, "SIGHUP is not listened to"),
+    };
+    while hangups.recv().await.is_some() {
+        match database.reload().await {
+            Ok(()) => tracing::info!("definitions read again"),
+            Err(error) => tracing::error!(%error, "definitions stay as they were"),
+        }
     }
 }
 

@@ -58,9 +58,30 @@ pub struct Means {
     pub shutdown: Shutdown,
     /// Generations that can be read, the newest among them.
     pub generations_max: usize,
-    /// Rows that `system.reconciliation` holds.
-    pub reconciliations_max: usize,
     pub cut: Cut,
+}
+
+/// What a refresher leaves to the next one of the same process.
+#[derive(Debug, Clone)]
+pub struct Legacy {
+    shelf: Arc<Shelf>,
+    history: Arc<History>,
+    refreshes: Arc<Refreshes>,
+    /// Held by the refresh that runs, until what it gave was compared.
+    running: Arc<Mutex<Retired>>,
+}
+
+impl Legacy {
+    /// Nothing yet. Keeps `generations_max` generations, the newest among them, and as many rows of
+    /// `system.reconciliation` as the other says.
+    pub fn new(generations_max: usize, reconciliations_max: usize) -> Self {
+        Self {
+            shelf: Arc::new(Shelf::new(generations_max)),
+            history: Arc::new(History::new(reconciliations_max)),
+            refreshes: Arc::default(),
+            running: Arc::default(),
+        }
+    }
 }
 
 /// Makes and publishes generations.
@@ -68,11 +89,7 @@ pub struct Means {
 pub struct Refresher {
     means: Means,
     generations: Generations,
-    shelf: Arc<Shelf>,
-    history: Arc<History>,
-    refreshes: Arc<Refreshes>,
-    /// Held by the refresh that runs, until what it gave was compared.
-    running: Arc<Mutex<Retired>>,
+    legacy: Legacy,
     /// Files of attempts of which it is not known whether they were published.
     undecided: parking_lot::Mutex<Vec<String>>,
     wanted: Arc<Notify>,
@@ -192,18 +209,20 @@ struct Published {
 }
 
 impl Refresher {
-    pub fn new(means: Means) -> Arc<Self> {
+    pub fn new(means: Means, legacy: Legacy) -> Arc<Self> {
         Arc::new(Self {
             generations: Generations::new(&means.storage),
-            shelf: Arc::new(Shelf::new(means.generations_max)),
-            history: Arc::new(History::new(means.reconciliations_max)),
-            refreshes: Arc::default(),
-            running: Arc::default(),
+            legacy,
             undecided: parking_lot::Mutex::default(),
             wanted: Arc::default(),
             rescheduled: Notify::new(),
             means,
         })
+    }
+
+    /// For the refresher that takes over from this one.
+    pub fn legacy(&self) -> Legacy {
+        self.legacy.clone()
     }
 
     /// Runs further batch work on the same threads, until it ends or this does.
@@ -229,22 +248,25 @@ impl Refresher {
 
     /// The generations that can be read.
     pub fn shelf(&self) -> Arc<Shelf> {
-        Arc::clone(&self.shelf)
+        Arc::clone(&self.legacy.shelf)
     }
 
     /// What reconciliation found.
     pub fn history(&self) -> Arc<History> {
-        Arc::clone(&self.history)
+        Arc::clone(&self.legacy.history)
     }
 
     /// The refresh that runs, and those before it.
     pub fn refreshes(&self) -> Arc<Refreshes> {
-        Arc::clone(&self.refreshes)
+        Arc::clone(&self.legacy.refreshes)
     }
 
     /// The newest generation.
     pub async fn latest(&self) -> Result<Arc<Generation>> {
-        self.generations.latest().await.map(Arc::new).context("cannot read the newest generation")
+        let latest = self.generations.latest().await.context("cannot read the newest generation")?;
+        // The one that earlier readers of this process hold: by that it is known whether somebody reads it.
+        let held = self.legacy.shelf.readable().iter().find(|held| ***held == latest).cloned();
+        Ok(held.unwrap_or_else(|| Arc::new(latest)))
     }
 
     /// The generation to start with: `latest`, or a new one when it lacks a view of `names` or holds other states of it.
@@ -257,14 +279,19 @@ impl Refresher {
         tables: BTreeMap<String, u64>,
         archives: &BTreeMap<String, Arc<ArchiveSnapshot>>,
     ) -> Result<(Arc<Generation>, Arc<Names>)> {
-        self.fill_shelf(&latest).await.context("cannot read the generations that are kept")?;
+        let begins = self.legacy.shelf.readable().is_empty();
+        if begins {
+            self.fill_shelf(&latest).await.context("cannot read the generations that are kept")?;
+        }
         let complete = self.complete(Arc::clone(&latest), names, tables, archives).await;
         let (first, names) = complete.context("cannot compute missing batch views")?;
         if first.id != latest.id {
-            let mut retired = self.running.lock().await;
+            let mut retired = self.legacy.running.lock().await;
             self.shelve(&mut retired, &first);
         }
-        self.sweep(&first).await;
+        if begins {
+            self.sweep(&first).await;
+        }
         Ok((first, names))
     }
 
@@ -362,13 +389,13 @@ impl Refresher {
         order: Order,
         attempt: &Arc<Attempt>,
     ) -> Result<GenerationId, RefreshError> {
-        let mut running = Arc::clone(&self.running).lock_owned().await;
-        if attempt.is_cancelled() {
+        let mut running = Arc::clone(&self.legacy.running).lock_owned().await;
+        if attempt.is_cancelled() || self.means.shutdown.is_triggered() {
             return Err(RefreshError::Cancelled);
         }
         let began = Instant::now();
         let asked = Asked { at: self.means.clock.now(), full: order.full.clone() };
-        self.refreshes.begin(asked, attempt);
+        self.legacy.refreshes.begin(asked, attempt);
         let (before, tables) = {
             let snapshot = cell.load();
             (Arc::clone(&snapshot.names), Arc::clone(&snapshot.tables))
@@ -416,7 +443,7 @@ impl Refresher {
                     }
                 });
                 let generation = current.id.next();
-                self.refreshes.end(
+                self.legacy.refreshes.end(
                     generation,
                     outcome,
                     self.means.clock.now(),
@@ -446,7 +473,7 @@ impl Refresher {
         self.means.metrics.generation.set(i64::try_from(next.id.0).unwrap_or(i64::MAX));
         tracing::info!(generation = next.id.0, took = ?began.elapsed(), "generation published");
         self.shelve(&mut running, &next);
-        self.refreshes.published(next.id);
+        self.legacy.refreshes.published(next.id);
         // Readers have it; only now its two computations are compared, and nobody needs to wait for that.
         let (me, id, attempt) = (Arc::clone(self), next.id, Arc::clone(attempt));
         let rest = async move {
@@ -466,12 +493,12 @@ impl Refresher {
         drop((current, leaving));
         let undecided = std::mem::take(&mut *self.undecided.lock());
         self.collect(&mut running, &next, attempt.written().into_iter().chain(undecided)).await;
-        self.refreshes.end(next.id, WorkOutcome::Done, self.means.clock.now(), None);
+        self.legacy.refreshes.end(next.id, WorkOutcome::Done, self.means.clock.now(), None);
     }
 
     /// Waits until no refresh runs and the last one was compared; none begins while the answer is held.
     pub async fn pause(&self) -> impl Drop + use<> {
-        Arc::clone(&self.running).lock_owned().await
+        Arc::clone(&self.legacy.running).lock_owned().await
     }
 
     /// Has intake compute the new views of `names` too, beside those there are, and waits until the archive holds every

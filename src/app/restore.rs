@@ -9,7 +9,7 @@ use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::{LogicalPlanBuilder, ident};
 use futures::TryStreamExt;
 
-use crate::archive::dedup::{Files, KeyIndex};
+use crate::archive::dedup::{ArchivedKeys, Files, KeyIndex};
 use crate::archive::{ArchiveSnapshot, Kind};
 use crate::catalog::stream::Stream;
 use crate::delta::Delta;
@@ -62,6 +62,7 @@ pub async fn keys(engine: &Engine, stream: &Stream, archive: &ArchiveSnapshot, f
     let mut index = KeyIndex::open(files, archive.epoch)?;
     let mut reached = index.covered();
     while let Some(range) = archive.events_after(reached, keys_max) {
+        let mut keys = ArchivedKeys::new(range.rows, range.overlap);
         reached = range.through;
         let plan = LogicalPlanBuilder::scan(
             "archive",
@@ -74,10 +75,12 @@ pub async fn keys(engine: &Engine, stream: &Stream, archive: &ArchiveSnapshot, f
         while let Some(batch) =
             batches.try_next().await.with_context(|| format!("cannot read the keys of {}", stream.name))?
         {
-            index.insert(batch.column(0), None)?;
+            keys.add(batch.column(0))?;
         }
+        index.restore(keys)?;
         index.sealed(reached);
-        index.settle(archive.epoch)?;
+        index.tend(archive.epoch)?;
     }
+    index.settle(archive.epoch)?;
     Ok(index)
 }

@@ -67,7 +67,20 @@ impl References {
     ) -> Result<Box<dyn TableTurn>, WriteError> {
         let Some(log) = self.logs.get(table) else { return Err(self.unknown(table)) };
         let turn = log.turn(|adopted| self.publish(adopted)).await.map_err(|error| self.told(error))?;
+        if self.shutdown.is_triggered() {
+            return Err(WriteError::Ended { table: table.to_owned() });
+        }
         Ok(Box::new(OpenTurn { turn, pinned: pin(), references: Arc::clone(self) }))
+    }
+
+    /// Waits for the changes that are being made. Nobody begins another one while the answer is held.
+    pub async fn pause(self: &Arc<Self>) -> Vec<Turn> {
+        let mut turns = Vec::new();
+        for log in self.logs.values() {
+            // Where it is not known what became of a change, whoever opens the table next finds out.
+            turns.extend(log.turn(|adopted| self.publish(adopted)).await);
+        }
+        turns
     }
 
     /// Why there is no reference table of this name.

@@ -89,6 +89,21 @@ enum Work {
     Merge(Vec<Arc<KeyRun>>),
 }
 
+/// Keys of records of the archive, among which no two are the same, in the order of their places in a hash table:
+/// put in as they come, each would miss the cache.
+#[derive(Debug)]
+pub struct ArchivedKeys {
+    /// Each has the keys of one section of the table.
+    sections: Vec<Vec<u128>>,
+    /// Of the table, less one.
+    places: u64,
+    section_bits: u32,
+    overlap: bool,
+}
+
+/// Sections of a table at most: so many that one of 10 million keys fits into a cache of the second level.
+const SECTIONS_MAX: u64 = 256;
+
 /// Why keys could not be looked up.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
@@ -125,7 +140,8 @@ impl KeyIndex {
         others.iter().for_each(|run| remove(run.path()));
         let frozen_through = kept.last().map_or(Epoch::default(), |run| run.last);
         let runs = kept.into_iter().map(Arc::new).collect();
-        Ok(Self { frozen_through, runs, files: Some(files), ..Self::default() })
+        let (recent, frozen) = (HashTable::new(), VecDeque::new());
+        Ok(Self { recent, frozen_through, frozen, runs, files: Some(files), job: None })
     }
 
     /// The files hold the keys of all epochs up to this one.
@@ -148,6 +164,20 @@ impl KeyIndex {
         for key in keys(column)?.into_iter().flatten() {
             if let Ok(found) = self.recent.find_entry(mix(&key), |other| *other == key) {
                 found.remove();
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds keys whose records the archive holds.
+    pub fn restore(&mut self, keys: ArchivedKeys) -> Result<(), KeyError> {
+        let count = keys.sections.iter().map(Vec::len).sum();
+        self.recent.reserve(count, mix);
+        for key in keys.sections.into_iter().flatten() {
+            if keys.overlap {
+                self.insert_one(key)?;
+            } else {
+                self.recent.entry(mix(&key), |other| *other == key, mix).or_insert(key);
             }
         }
         Ok(())
@@ -287,6 +317,35 @@ impl KeyIndex {
     }
 }
 
+impl Drop for KeyIndex {
+    /// Whoever opens the directory next must be alone in it.
+    fn drop(&mut self) {
+        if let Some(job) = self.job.take().filter(|job| job.retry_at.is_none()) {
+            drop(job.done.recv());
+        }
+    }
+}
+
+impl ArchivedKeys {
+    /// For `rows` records, some of which, if `overlap`, an index may know already.
+    pub fn new(rows: u64, overlap: bool) -> Self {
+        let places = rows.saturating_mul(8).div_ceil(7).next_power_of_two();
+        let sections = places.min(SECTIONS_MAX);
+        let section_bits = places.ilog2() - sections.ilog2();
+        Self { sections: (0..sections).map(|_| Vec::new()).collect(), places: places - 1, section_bits, overlap }
+    }
+
+    pub fn add(&mut self, column: &ArrayRef) -> Result<(), KeyError> {
+        for key in keys(column)?.into_iter().flatten() {
+            let section = (mix(&key) & self.places) >> self.section_bits;
+            if let Some(section) = self.sections.get_mut(section as usize) {
+                section.push(key);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Work {
     fn carry_out(&self, files: &Files) -> io::Result<KeyRun> {
         let name = |first: Epoch, last: Epoch| format!("{:020}-{:020}.{EXTENSION}", first.0, last.0);
@@ -298,17 +357,26 @@ impl Work {
                 let mut keys: Vec<u128> = frozen.keys.iter().copied().collect();
                 keys.sort_unstable();
                 let (path, of) = owner(frozen.first, frozen.last, keys.len() as u64);
-                KeyRun::write(path, of, keys.into_iter().map(Ok))
+                KeyRun::write(path, of, until(&files.shutdown, keys.into_iter().map(Ok)))
             }
             Self::Merge(runs) => match runs.as_slice() {
                 [older, newer] => {
                     let (path, of) = owner(older.first, newer.last, older.len() + newer.len());
-                    KeyRun::write(path, of, merged(older.keys()?, newer.keys()?))
+                    KeyRun::write(path, of, until(&files.shutdown, merged(older.keys()?, newer.keys()?)))
                 }
                 _ => Err(io::Error::other("files of keys are merged in pairs")),
             },
         }
     }
+}
+
+/// `keys`, with an error once the process is ending: a file is not worth waiting for then.
+fn until(
+    shutdown: &Shutdown,
+    keys: impl Iterator<Item = io::Result<u128>>,
+) -> impl Iterator<Item = io::Result<u128>> {
+    let ends = |n: usize| n.is_multiple_of(1 << 16) && shutdown.is_triggered();
+    keys.enumerate().map(move |(n, key)| if ends(n) { Err(io::Error::other("the process is ending")) } else { key })
 }
 
 /// The files that go on from each other from the first epoch to at most `committed`; and the others. An epoch that is not

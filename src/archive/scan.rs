@@ -31,6 +31,9 @@ pub struct EventFiles {
     files: Vec<ScanFile>,
     /// They end with this epoch.
     pub through: Epoch,
+    pub rows: u64,
+    /// Records of earlier epochs are among them.
+    pub overlap: bool,
 }
 
 impl EventFiles {
@@ -44,16 +47,16 @@ impl ArchiveSnapshot {
     /// the same epochs. Where `after` lies within a file, records from before it are among them. None when there are
     /// no more.
     pub fn events_after(&self, after: Epoch, rows_max: u64) -> Option<EventFiles> {
-        let mut taken = EventFiles { files: Vec::new(), through: after };
-        let mut rows = 0;
+        let mut taken = EventFiles { files: Vec::new(), through: after, rows: 0, overlap: false };
         let mut left: Vec<&ArchiveFile> = self.files.iter().map(AsRef::as_ref).collect();
         left.retain(|file| file.kind == Kind::Event && file.epoch > after);
         left.sort_by_key(|file| file.first);
         for file in left {
-            if rows >= rows_max && file.first > taken.through {
+            if taken.rows >= rows_max && file.first > taken.through {
                 return Some(taken);
             }
-            rows += file.rows;
+            taken.rows += file.rows;
+            taken.overlap |= file.first <= after;
             taken.through = taken.through.max(file.epoch);
             taken.files.push(file.scan_file());
         }

@@ -8,7 +8,8 @@ use crate::runtime::{Health, Shutdown};
 
 /// Read Kafka, keep the archive, refresh the views and answer SQL.
 ///
-/// After a crash, start it again: it goes on where the archive's last commit ends.
+/// After a crash, start it again: it goes on where the archive's last commit ends. At SIGHUP it reads the files in `sql/`
+/// again and follows what changed.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -328,7 +328,9 @@ impl PollLoop {
                         self.left.extend(left);
                     }
                 }
-                let Some(source) = self.sources.iter().position(|s| s.stream.topic == message.topic()) else {
+                // The client measures and checks the name at each call.
+                let topic = message.topic();
+                let Some(source) = self.sources.iter().position(|s| s.stream.topic == topic) else {
                     return Ok(Polled::Record);
                 };
                 let record = Incoming::new(&message);
@@ -581,7 +583,12 @@ fn sink_loop(mut sink: Box<dyn Sink>, input: &Receiver<Decoded>, around: &Surrou
         let result = match input.recv_timeout(Duration::from_millis(20)) {
             Ok(batch) => sink.accept(batch),
             Err(RecvTimeoutError::Timeout) => sink.idle(),
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Disconnected) => {
+                if let Err(error) = sink.end() {
+                    tracing::warn!(%error, "what was read last is not archived: the next start reads it again");
+                }
+                return;
+            }
         };
         if let Err(error) = result {
             if !around.shutdown.is_triggered() {

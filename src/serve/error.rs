@@ -199,7 +199,7 @@ impl From<WriteError> for QueryError {
             WriteError::NoSuchColumn { .. } => SqlState::UNDEFINED_COLUMN,
             WriteError::NotAUuid(_) => SqlState::INVALID_TEXT,
             WriteError::TooLarge { .. } => SqlState::PROGRAM_LIMIT,
-            WriteError::Fenced { .. } => SqlState::SHUTDOWN,
+            WriteError::Fenced { .. } | WriteError::Ended { .. } => SqlState::SHUTDOWN,
             WriteError::Storage(_) | WriteError::Undecided { .. } => SqlState::IO,
             WriteError::Panicked { .. } => SqlState::INTERNAL,
         };

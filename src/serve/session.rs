@@ -17,7 +17,7 @@ pub mod write;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{AsArray, RecordBatch, StringArray};
+use datafusion::arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
 use datafusion::catalog::CatalogProvider;
@@ -194,7 +194,9 @@ impl Session {
     /// has set a limit itself.
     pub fn stop(&self, statement: &Statement) -> Stop {
         let timeout = match statement {
-            Statement::Refresh(..) | Statement::Define(_) => self.settings.own_statement_timeout(),
+            Statement::Refresh(..) | Statement::Define(_) | Statement::Reload => {
+                self.settings.own_statement_timeout()
+            }
             _ => self.settings.statement_timeout(),
         };
         Stop::new(&self.cancels, timeout)
@@ -213,6 +215,7 @@ impl Session {
                 (Some(shown_schema(query, schema)), parameter_types(query, &planned.plan)?)
             }
             Statement::Show(name) => (Some(show_schema(name.as_deref())), Vec::new()),
+            Statement::Reload => (Some(reloaded()?.schema()), Vec::new()),
             Statement::Write(write) if write.kind != WriteKind::Truncate => {
                 let table = write.table(&self.settings.default_schema())?;
                 let pinned = self.service.database.pin_to_change(table, write.rows())?;
@@ -316,6 +319,11 @@ impl Session {
                 }
                 self.service.database.change_view(change, &self.identity.user).await?;
                 Outcome::Done(tag(change))
+            }
+            Statement::Reload => {
+                self.service.database.reload().await?;
+                tracing::info!(user = self.identity.user, "definitions read again on a client's request");
+                Outcome::Table { batch: reloaded()?, tag: "SELECT" }
             }
             Statement::Deallocate(name) => Outcome::Forget { name: name.clone(), tag: "DEALLOCATE" },
             Statement::Discard { all: true } => {
@@ -447,6 +455,12 @@ fn show_schema(name: Option<&str>) -> SchemaRef {
         Some(name) => Schema::new(vec![text(name)]),
         None => Schema::new(vec![text("name"), text("setting")]),
     })
+}
+
+/// What `SELECT pg_reload_conf()` gives.
+fn reloaded() -> Result<RecordBatch, QueryError> {
+    let done: ArrayRef = Arc::new(BooleanArray::from(vec![true]));
+    RecordBatch::try_from_iter([("pg_reload_conf", done)]).map_err(|error| QueryError::internal(error.to_string()))
 }
 
 /// What the client sees of a query's own schema.

@@ -149,6 +149,9 @@ impl Process {
             workers: Workers::of(stage.runtime.handle().clone()),
             declared: Arc::clone(declared),
             guards,
+            metrics: Arc::default(),
+            health: Health::default(),
+            legacy: None,
         };
         let config = stage.config(Path::new("nowhere"));
         let record_bytes_max = config.ingest.record_bytes_max;

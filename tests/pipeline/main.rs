@@ -18,6 +18,7 @@ mod random;
 mod reconcile;
 mod records;
 mod refreshes;
+mod reload;
 mod server;
 mod snapshots;
 mod tables;

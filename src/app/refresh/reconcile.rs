@@ -102,6 +102,6 @@ impl Refresher {
                 tracing::error!(view, error = chain(error), "batch and speed could not be compared");
             }
         }
-        self.history.note(subject, result.map_err(|error| chain(&error)));
+        self.legacy.history.note(subject, result.map_err(|error| chain(&error)));
     }
 }

@@ -58,7 +58,7 @@ async fn stage(faulty: Arc<FaultyStore>, generations_max: usize) -> Stage {
     let stream = &declared.names.streams["clicks"];
     let archive = Archive::open(&storage, "clicks", stream.archive_schema()).await.unwrap();
     let health = Health::default();
-    let refresher = Refresher::new(Means {
+    let means = Means {
         engine: Arc::clone(&engine),
         workers: Workers::start(2).unwrap(),
         storage: storage.clone(),
@@ -68,9 +68,9 @@ async fn stage(faulty: Arc<FaultyStore>, generations_max: usize) -> Stage {
         health: health.clone(),
         shutdown: Shutdown::default(),
         generations_max,
-        reconciliations_max: 1000,
         cut: Cut::On,
-    });
+    };
+    let refresher = Refresher::new(means, Legacy::new(generations_max, 1000));
     let snapshot = archive.snapshot();
     let latest = refresher.latest().await.unwrap();
     let archives = [("clicks".to_owned(), Arc::clone(&snapshot))].into();

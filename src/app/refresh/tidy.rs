@@ -23,20 +23,20 @@ impl Refresher {
         for older in self.generations.before(latest.id, self.means.generations_max.saturating_sub(1)).await? {
             let older = Arc::new(older);
             match gc::files([&older]).difference(&files).next() {
-                None => drop(self.shelf.add(older)),
+                None => drop(self.legacy.shelf.add(older)),
                 Some(missing) => {
                     let generation = older.id.0;
                     tracing::debug!(generation, missing, "an old generation cannot be read any more");
                 }
             }
         }
-        drop(self.shelf.add(Arc::clone(latest)));
+        drop(self.legacy.shelf.add(Arc::clone(latest)));
         Ok(())
     }
 
     /// Puts the newest generation on the shelf; those that make room are collected once nobody reads them.
     pub(super) fn shelve(&self, retired: &mut Retired, next: &Arc<Generation>) {
-        for old in self.shelf.add(Arc::clone(next)) {
+        for old in self.legacy.shelf.add(Arc::clone(next)) {
             retired.retire(&old);
         }
     }
@@ -80,11 +80,11 @@ impl Refresher {
     }
 
     fn needed(&self, current: &Generation, read: BTreeSet<String>) -> Needed {
-        Needed { current: current.id, kept: gc::files(self.shelf.readable().iter()), read }
+        Needed { current: current.id, kept: gc::files(self.legacy.shelf.readable().iter()), read }
     }
 
     async fn collect_manifests(&self, look: Look) {
-        let Some(oldest) = self.shelf.readable().first().map(|generation| generation.id) else { return };
+        let Some(oldest) = self.legacy.shelf.readable().first().map(|generation| generation.id) else { return };
         if let Err(error) = self.generations.collect(oldest, look).await {
             tracing::warn!(%error, "manifest of an old generation not deleted");
         }

@@ -70,8 +70,11 @@ enum Step {
     /// All sealed epochs are in the archive.
     Commit,
     Tend,
-    /// The process is killed and starts again: what was not committed is read anew.
-    Kill,
+    /// The process is killed and starts again: what was not committed is read anew. The archive has a file for each
+    /// epoch, or one for all.
+    Kill {
+        compacted: bool,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -80,7 +83,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::Seal),
         2 => Just(Step::Commit),
         2 => Just(Step::Tend),
-        1 => Just(Step::Kill),
+        1 => any::<bool>().prop_map(|compacted| Step::Kill { compacted }),
     ]
 }
 
@@ -116,14 +119,25 @@ impl Beside {
             }
             Step::Commit => self.archive.append(&mut self.sealed),
             Step::Tend => self.index.settle(self.committed()).unwrap(),
-            Step::Kill => {
+            Step::Kill { compacted } => {
                 self.index = KeyIndex::open(self.files.clone(), self.committed()).unwrap();
                 assert!(self.index.covered() <= self.committed());
                 let covered = usize::try_from(self.index.covered().0).unwrap();
-                for (epoch, keys) in self.archive.iter().enumerate().skip(covered) {
-                    let names = keys.iter().map(|key| Some(format!("k{key}"))).collect::<StringArray>();
-                    assert!(insert(&mut self.index, names).iter().all(|is_new| *is_new));
-                    self.index.sealed(Epoch(epoch as u64 + 1));
+                let (from, files) = match compacted {
+                    true => (0, self.archive.len().max(1)),
+                    false => (covered, 1),
+                };
+                let mut through = from;
+                for file in self.archive.get(from..).unwrap_or_default().chunks(files) {
+                    let overlap = through < covered;
+                    through += file.len();
+                    let mut keys = ArchivedKeys::new(file.iter().map(|keys| keys.len() as u64).sum(), overlap);
+                    let names = file.iter().flatten().map(|key| Some(format!("k{key}"))).collect::<StringArray>();
+                    keys.add(&(Arc::new(names) as ArrayRef)).unwrap();
+                    if through > covered {
+                        self.index.restore(keys).unwrap();
+                        self.index.sealed(Epoch(through as u64));
+                    }
                 }
                 self.sealed.clear();
                 self.open.clear();

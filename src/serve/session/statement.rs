@@ -63,6 +63,8 @@ pub enum Statement {
     Savepoint(&'static str),
     Refresh(String, RefreshScope),
     Define(ViewChange),
+    /// `SELECT pg_reload_conf()`: files in `sql/` are read again.
+    Reload,
     /// Forgets one prepared statement, or all.
     Deallocate(Option<String>),
     /// `DISCARD ALL`, or only a part that this server does not keep.
@@ -402,6 +404,7 @@ fn own_statement(sql: &str, words: &[&str], tokens: &[TokenWithSpan]) -> Result<
         }
         ["ALTER", "MATERIALIZED", "VIEW", ..] => Some(Statement::Define(promotion(tokens)?)),
         ["DROP", "MATERIALIZED", "VIEW", ..] => Some(Statement::Define(dropping(tokens)?)),
+        ["SELECT", RELOAD] if is_call(tokens) => Some(Statement::Reload),
         ["ABORT", ..] => Some(Statement::Rollback),
         ["END"] | ["END", "TRANSACTION" | "WORK"] => Some(Statement::Commit),
         ["UNLISTEN", ..] => Some(Statement::Ignored("UNLISTEN")),
@@ -409,6 +412,14 @@ fn own_statement(sql: &str, words: &[&str], tokens: &[TokenWithSpan]) -> Result<
         ["DISCARD", "PLANS" | "SEQUENCES" | "TEMP" | "TEMPORARY"] => Some(Statement::Discard { all: false }),
         _ => None,
     })
+}
+
+const RELOAD: &str = "PG_RELOAD_CONF";
+
+/// `SELECT f()`, and nothing else.
+fn is_call(tokens: &[TokenWithSpan]) -> bool {
+    let mut solid = tokens.iter().filter(|token| is_solid(token)).skip(2).map(|token| &token.token);
+    solid.next() == Some(&Token::LParen) && solid.next() == Some(&Token::RParen) && solid.next().is_none()
 }
 
 /// Commands that are known and refused, so that the client reads why and not about syntax.
@@ -424,6 +435,10 @@ fn refusal(words: &[&str]) -> Option<QueryError> {
             SqlState::FEATURE_NOT_SUPPORTED,
             format!("{} is not supported yet", words.first().copied().unwrap_or_default()),
         )),
+        word @ ("CREATE" | "ALTER" | "DROP") if words.get(1) == Some(&"STREAM") => Some(
+            QueryError::refused(&format!("{word} STREAM"))
+                .hint("streams are declared in sql/streams: change the file, then SELECT pg_reload_conf()"),
+        ),
         word @ ("MERGE" | "CREATE" | "DROP" | "ALTER" | "GRANT" | "REVOKE" | "COMMENT" | "VACUUM" | "ANALYZE"
         | "CLUSTER" | "REINDEX" | "LOCK" | "CALL" | "DO" | "LOAD" | "INSTALL" | "ATTACH" | "DETACH"
         | "EXPORT" | "IMPORT" | "UNLOAD" | "CHECKPOINT" | "SECURITY" | "REASSIGN" | "NOTIFY" | "KILL"
