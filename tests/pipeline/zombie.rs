@@ -1,7 +1,14 @@
 //! Two processes on one storage: whoever opened last writes, the other finds out and stops.
 
+use std::time::Duration;
+
 use crate::processes::Process;
 use crate::world::{World, clicks};
+
+/// Seconds for which the first process is stopped while the second works; `STOPPED` sets another number.
+fn stopped() -> u64 {
+    std::env::var("STOPPED").ok().and_then(|seconds| seconds.parse().ok()).unwrap_or(0)
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_wakes_up_after_another_took_over_is_fenced() {
@@ -27,6 +34,7 @@ async fn a_process_that_wakes_up_after_another_took_over_is_fenced() {
     world.kafka.write(clicks("after", 0, 100));
     second.until_passed(600).await;
 
+    tokio::time::sleep(Duration::from_secs(stopped())).await;
     zombie.signal(libc::SIGCONT);
     // More records, so that it has something to commit in any case.
     world.kafka.write(clicks("later", 1, 50));
