@@ -68,6 +68,9 @@ pub struct Common {
     /// Port of /healthz, /readyz and /metrics [default: 8080]
     #[arg(long, value_name = "PORT")]
     http_port: Option<u16>,
+    /// Port of Arrow Flight SQL [default: 50051]
+    #[arg(long, value_name = "PORT")]
+    flight_port: Option<u16>,
 }
 
 impl Common {
@@ -82,6 +85,7 @@ impl Common {
         }
         config.server.pg_port = self.pg_port.unwrap_or(config.server.pg_port);
         config.server.http_port = self.http_port.unwrap_or(config.server.http_port);
+        config.server.flight_port = self.flight_port.unwrap_or(config.server.flight_port);
         Ok(config)
     }
 }

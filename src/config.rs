@@ -53,6 +53,7 @@ pub struct Server {
     pub bind: IpAddr,
     pub pg_port: u16,
     pub http_port: u16,
+    pub flight_port: u16,
     pub connections_max: usize,
 }
 

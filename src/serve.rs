@@ -1,4 +1,4 @@
-//! The query service and its adapters: Postgres wire and HTTP.
+//! The query service and its adapters: Postgres wire, Arrow Flight SQL and HTTP.
 //!
 //! One [`session::QueryService`] parses, checks and runs statements; an adapter only speaks its protocol.
 //! What is read comes from a [`Database`], which the composition root implements over the merge room.
@@ -7,6 +7,7 @@
 //! hold. Statements are allowed by a list, first over the parsed statement, then over its logical plan.
 
 pub mod error;
+pub mod flight;
 pub mod http;
 pub mod pg;
 pub mod session;
@@ -78,6 +79,11 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
 
     /// What the definition of a table says about it.
     fn comment(&self, schema: &str, table: &str) -> Option<String>;
+
+    /// The columns by which each row of a table is told from all others, in order; none when nothing is declared.
+    fn primary_key(&self, _schema: &str, _table: &str) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Whether queries would be answered from complete and fresh enough data.
     fn readiness(&self) -> Readiness;
@@ -188,7 +194,7 @@ pub enum ServeError {
     #[error("port {port} is taken by another process: stop it, or choose another with `{key}` or `{flag}`")]
     PortTaken { port: u16, key: &'static str, flag: &'static str },
     #[error(
-        "refusing to listen for Postgres clients on {address}: sessions are not authenticated yet, so only a \
+        "refusing to listen for clients on {address}: sessions are not authenticated yet, so only a \
          loopback address is allowed; set `server.bind` to 127.0.0.1"
     )]
     NotLoopback { address: SocketAddr },
@@ -258,6 +264,10 @@ impl Endpoint {
 
     pub fn http(address: SocketAddr) -> Self {
         Self { address, key: "server.http_port", flag: "--http-port" }
+    }
+
+    pub fn flight(address: SocketAddr) -> Self {
+        Self { address, key: "server.flight_port", flag: "--flight-port" }
     }
 
     /// Opens the socket, or says which setting to change.

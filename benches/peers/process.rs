@@ -58,7 +58,14 @@ impl Server {
             .arg(data_dir)
             .arg("--sql-dir")
             .arg(sql_dir())
-            .args(["--pg-port", &pg_port.to_string(), "--http-port", &free_port()?.to_string()])
+            .args([
+                "--pg-port",
+                &pg_port.to_string(),
+                "--http-port",
+                &free_port()?.to_string(),
+                "--flight-port",
+                "0",
+            ])
             .env("VIEWLEDGER_KAFKA_BROKERS", brokers)
             .stdout(Stdio::null())
             .stderr(log)

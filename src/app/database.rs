@@ -215,6 +215,22 @@ impl Database for Merged {
         }
     }
 
+    fn primary_key(&self, schema: &str, table: &str) -> Vec<String> {
+        let names = Arc::clone(&self.open.load().cell.load().names);
+        match schema {
+            "public" | "batch" | "speed" => {
+                let reference = names.tables.get(table).filter(|_| schema == "public");
+                let keys = reference.map(|table| table.key_names().into_iter().map(str::to_owned).collect());
+                keys.or_else(|| names.view(table).map(|(_, input)| input.view.key_columns())).unwrap_or_default()
+            }
+            "raw" => {
+                let key = names.streams.get(table).and_then(|stream| stream.columns.get(stream.key?));
+                key.map(|column| column.name.clone()).into_iter().collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// Reads are answered in any case; this tells whether they are complete and will stay so.
     fn readiness(&self) -> Readiness {
         let open = self.open.load();

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::runtime::{Shutdown, spawn};
 use crate::serve::http::serve_http;
 use crate::serve::session::{QueryService, query_runtime};
-use crate::serve::{self, Database, Endpoint, pg};
+use crate::serve::{self, Database, Endpoint, flight, pg};
 
 /// How often gauges are brought up to date.
 const GAUGE_INTERVAL: Duration = Duration::from_secs(1);
@@ -26,6 +26,7 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
     pub pg: SocketAddr,
+    pub flight: SocketAddr,
     pub http: SocketAddr,
 }
 
@@ -36,9 +37,14 @@ pub struct Addresses {
 pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addresses)) -> Result<()> {
     // Ports first: a taken one should be told at once, not after the archive was read.
     let pg_listener = pg::listen((config.server.bind, config.server.pg_port).into()).await?;
+    let flight_listener = flight::listen((config.server.bind, config.server.flight_port).into()).await?;
     let http = Endpoint::http((config.server.bind, config.server.http_port).into());
     let http_listener = http.listen().await?;
-    let addresses = Addresses { pg: pg_listener.local_addr()?, http: http_listener.local_addr()? };
+    let addresses = Addresses {
+        pg: pg_listener.local_addr()?,
+        flight: flight_listener.local_addr()?,
+        http: http_listener.local_addr()?,
+    };
 
     let mut core = Core::begin(config, shutdown.of_part()).await?;
     let health = core.health.clone();
@@ -60,6 +66,14 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
         async move {
             if let Err(error) = serve_http(http_listener, database, metrics, shutdown, health.clone()).await {
                 poison.poison("http", error);
+            }
+        }
+    });
+    spawn("flight", &health, {
+        let (service, health, shutdown) = (Arc::clone(&service), health.clone(), shutdown.clone());
+        async move {
+            if let Err(error) = flight::serve_flight(flight_listener, service, shutdown, health.clone()).await {
+                health.poison("flight", error);
             }
         }
     });

@@ -108,13 +108,14 @@ fn greet(at: Addresses, brokers: &str, rate: f64) {
     let (host, port) = (at.pg.ip(), at.pg.port());
     let broker = format!("{brokers} (embedded, {rate} records a second)");
     println!(
-        "\n  Kafka     {broker}\n  Postgres  {host}:{port}\n  HTTP      http://{}/readyz  /metrics\n\n\
+        "\n  Kafka     {broker}\n  Postgres  {host}:{port}\n  Flight    grpc://{}\n  \
+         HTTP      http://{}/readyz  /metrics\n\n\
          Ask it:\n  \
          psql -h {host} -p {port} -U analyst -d viewledger\n    \
          \\dt *.*                                  what there is\n    \
          SELECT * FROM system.freshness;          how far behind\n    \
          SELECT * FROM system.conservation;       where every offset went\n\n\
          Ctrl-C ends it; the data stays.",
-        at.http
+        at.flight, at.http
     );
 }

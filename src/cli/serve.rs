@@ -27,7 +27,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     io_runtime()?.block_on(async {
         let shutdown = Shutdown::default();
         end_on_signal(&shutdown, &Health::default());
-        let ready = |at: listen::Addresses| tracing::info!(postgres = %at.pg, http = %at.http, "ready");
+        let ready = |at: listen::Addresses| {
+            tracing::info!(postgres = %at.pg, flight = %at.flight, http = %at.http, "ready");
+        };
         listen::serve(config, shutdown, ready).await
     })?;
     Ok(ExitCode::SUCCESS)

@@ -13,6 +13,7 @@ fn load(toml: &str, env: &[(&str, &str)]) -> Result<Config, String> {
 fn defaults_are_those_of_the_documented_example() {
     let config = Config::defaults();
     assert_eq!((config.server.pg_port, config.server.http_port), (5433, 8080));
+    assert_eq!(config.server.flight_port, 50051);
     assert_eq!(config.storage.location(), "./data");
     assert_eq!(config.archive.commit_bytes_max, 128 << 20);
 }

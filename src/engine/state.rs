@@ -246,6 +246,13 @@ impl LambdaView {
         self.aggregate.group_expr.len()
     }
 
+    /// The columns of the finished view that are its group key, as far as it shows them.
+    pub fn key_columns(&self) -> Vec<String> {
+        let fields = self.state_schema.fields().iter().take(self.group_columns());
+        let shown = fields.filter(|field| self.final_schema.field_with_name(field.name()).is_ok());
+        shown.map(|field| field.name().clone()).collect()
+    }
+
     /// The group key, then one column for each aggregate: its value where that is its state, as of `count`, else
     /// a struct. Named as in the view where it shows a column as it is.
     pub fn state_schema(&self) -> SchemaRef {

@@ -248,12 +248,9 @@ impl Session {
                     _ => planned,
                 };
                 let schema = shown_schema(query, Arc::new(planned.plan.schema().as_arrow().clone()));
-                let mut encode = encode(&schema)?;
-                let encode: Encode<T> = if query.tag == "EXPLAIN" {
-                    Box::new(move |batch| encode(explain_lines(&batch)?))
-                } else {
-                    encode
-                };
+                let encode = encode(&schema)?;
+                let encode =
+                    if query.tag == "EXPLAIN" { encode.after(|batch| explain_lines(&batch)) } else { encode };
                 let service = &self.service;
                 let buffered = service.limits.pieces_buffered;
                 let rows = run::run(&service.queries, &service.metrics, planned, buffered, encode);
@@ -418,8 +415,25 @@ impl Session {
         .await?
     }
 
+    /// A session of the same user with the same settings, outside any transaction.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self {
+            service: Arc::clone(&self.service),
+            settings: Arc::new(self.settings.fork()),
+            identity: self.identity.clone(),
+            cancels: watch::Sender::new(0),
+            transaction: Transaction::None,
+        }
+    }
+
+    /// The catalog that a query which came now would read.
+    pub fn catalog(&mut self) -> Result<Arc<dyn CatalogProvider>, QueryError> {
+        self.pin()
+    }
+
     /// What a query that came now would read, and what is missing in it.
-    fn certificate(&mut self) -> Result<String, QueryError> {
+    pub fn certificate(&mut self) -> Result<String, QueryError> {
         let pinned = self.pin()?;
         let certificate = self.service.database.certificate(pinned.as_ref());
         certificate.map(|certificate| certificate.json).ok_or_else(|| QueryError::refused("SHOW of the snapshot"))

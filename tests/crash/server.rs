@@ -55,7 +55,7 @@ impl Site {
         let (pg_port, http_port) = (self.pg_port, self.http_port);
         let (data, sql) = (self.data_dir().display().to_string(), self.dir.join("sql").display().to_string());
         format!(
-            "[server]\npg_port = {pg_port}\nhttp_port = {http_port}\n\
+            "[server]\npg_port = {pg_port}\nhttp_port = {http_port}\nflight_port = 0\n\
              [storage]\ndata_dir = {data:?}\n\
              [sql]\ndir = {sql:?}\n\
              [kafka]\nbrokers = {brokers:?}\n\

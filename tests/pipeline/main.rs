@@ -9,6 +9,7 @@ mod damage;
 mod definitions;
 mod disk;
 mod evolution;
+mod flight;
 mod joins;
 mod kafka;
 mod keeping;

@@ -99,7 +99,7 @@ fn addresses(line: &str) -> Option<Addresses> {
     let entry: serde_json::Value = serde_json::from_str(line).ok()?;
     let fields = entry.get("fields")?;
     let address = |name: &str| fields.get(name)?.as_str()?.parse().ok();
-    Some(Addresses { pg: address("postgres")?, http: address("http")? })
+    Some(Addresses { pg: address("postgres")?, flight: address("flight")?, http: address("http")? })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -179,9 +179,11 @@ async fn taken_ports_are_named_with_the_setting_to_change() {
     let mut world = World::new(1).await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    for (variable, key) in
-        [("VIEWLEDGER_SERVER_PG_PORT", "server.pg_port"), ("VIEWLEDGER_SERVER_HTTP_PORT", "server.http_port")]
-    {
+    for (variable, key) in [
+        ("VIEWLEDGER_SERVER_PG_PORT", "server.pg_port"),
+        ("VIEWLEDGER_SERVER_FLIGHT_PORT", "server.flight_port"),
+        ("VIEWLEDGER_SERVER_HTTP_PORT", "server.http_port"),
+    ] {
         let before = world.settings.insert(variable, port.clone()).unwrap();
         let (code, said) = refused(&world, "serve");
         assert_eq!(code, 1, "{said}");

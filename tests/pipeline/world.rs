@@ -102,6 +102,7 @@ impl World {
         let root = tempfile::tempdir().unwrap();
         let settings = [
             ("VIEWLEDGER_SERVER_PG_PORT", "0".to_owned()),
+            ("VIEWLEDGER_SERVER_FLIGHT_PORT", "0".to_owned()),
             ("VIEWLEDGER_SERVER_HTTP_PORT", "0".to_owned()),
             ("VIEWLEDGER_STORAGE_DATA_DIR", root.path().join("data").display().to_string()),
             ("VIEWLEDGER_SQL_DIR", root.path().join("sql").display().to_string()),

@@ -42,7 +42,7 @@ use super::startup::Connection;
 use super::wire;
 use crate::serve::error::{QueryError, SqlState};
 use crate::serve::session::statement::Statement;
-use crate::serve::session::{Encode, Outcome, Prepared, QueryService, Rows, Session, Stop};
+use crate::serve::session::{Encode, Outcome, Prepared, QueryService, ROWS_PER_PIECE, Rows, Session, Stop};
 
 /// Prepared statements of one session.
 const PREPARED_MAX: usize = 10_000;
@@ -98,7 +98,7 @@ impl Queries {
         let encoder = |schema: &SchemaRef| -> Result<Encode<Vec<DataRow>>, QueryError> {
             let encoder = RowEncoder::new(schema, format).map_err(undescribable)?;
             *described = Arc::clone(encoder.infos());
-            Ok(Box::new(move |batch| encoder.encode(&batch)))
+            Ok(Encode::new(ROWS_PER_PIECE, move |batch| encoder.encode(&batch)))
         };
         let work = session.execute(statement, bound.parameters, bound.promised, encoder);
         let outcome = stop.race(work).await.and_then(|done| done).map_err(wire)?;

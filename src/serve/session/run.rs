@@ -22,8 +22,43 @@ use crate::serve::error::QueryError;
 /// Rows that are encoded, sent and cancelled as one.
 pub const ROWS_PER_PIECE: usize = 1024;
 
-/// Turns a piece of a result into what the adapter sends. Runs on the query runtime.
-pub type Encode<T> = Box<dyn FnMut(RecordBatch) -> Result<T, QueryError> + Send>;
+/// Turns pieces of a result into what the adapter sends. Runs on the query runtime.
+pub struct Encode<T> {
+    rows_per_piece: usize,
+    patience: Option<Duration>,
+    work: Box<dyn FnMut(RecordBatch) -> Result<T, QueryError> + Send>,
+}
+
+impl<T: 'static> Encode<T> {
+    /// `work` gets at most so many rows at once.
+    pub fn new(
+        rows_per_piece: usize,
+        work: impl FnMut(RecordBatch) -> Result<T, QueryError> + Send + 'static,
+    ) -> Self {
+        Self { rows_per_piece: rows_per_piece.max(1), patience: None, work: Box::new(work) }
+    }
+
+    /// Gives the statement up when nobody takes a piece for so long.
+    #[must_use]
+    pub fn patient_for(self, patience: Duration) -> Self {
+        Self { patience: Some(patience), ..self }
+    }
+
+    /// As this, of what `change` makes of each piece.
+    pub(super) fn after(
+        self,
+        mut change: impl FnMut(RecordBatch) -> Result<RecordBatch, QueryError> + Send + 'static,
+    ) -> Self {
+        let Self { rows_per_piece, patience, mut work } = self;
+        Self { rows_per_piece, patience, work: Box::new(move |batch| work(change(batch)?)) }
+    }
+}
+
+impl<T> std::fmt::Debug for Encode<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Encode").field("rows_per_piece", &self.rows_per_piece).finish_non_exhaustive()
+    }
+}
 
 /// A plan that is ready to run, with everything it needs to stay alive.
 #[derive(Debug)]
@@ -163,10 +198,17 @@ async fn produce<T>(
         let batch = batch?;
         let mut start = 0;
         while start < batch.num_rows() {
-            let rows = ROWS_PER_PIECE.min(batch.num_rows() - start);
-            let piece = encode(batch.slice(start, rows))?;
-            if sender.send(Piece::Rows(piece)).await.is_err() {
-                return Err(QueryError::cancelled());
+            let rows = encode.rows_per_piece.min(batch.num_rows() - start);
+            let piece = (encode.work)(batch.slice(start, rows))?;
+            let sent = sender.send(Piece::Rows(piece));
+            let sent = match encode.patience {
+                Some(patience) => tokio::time::timeout(patience, sent).await,
+                None => Ok(sent.await),
+            };
+            match sent {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(QueryError::cancelled()),
+                Err(_) => return Err(QueryError::timed_out().detail("the client did not read its result")),
             }
             start += rows;
         }

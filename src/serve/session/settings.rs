@@ -132,6 +132,11 @@ impl Settings {
         Self(RwLock::new(Values { defaults, changed: BTreeMap::new(), hidden: Vec::new() }))
     }
 
+    /// The same values, to be changed apart.
+    pub fn fork(&self) -> Self {
+        Self(RwLock::new(self.0.read().clone()))
+    }
+
     /// The canonical name and the value.
     pub fn show(&self, name: &str) -> Result<(&'static str, String), QueryError> {
         let known = find(name)?;

@@ -10,7 +10,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 
 use super::Session;
-use super::run::{self, Encode, Rows};
+use super::run::{self, Encode, ROWS_PER_PIECE, Rows};
 use super::settings::AS_OF;
 use super::statement::Query;
 use crate::serve::ChangedRows;
@@ -193,7 +193,7 @@ impl Session {
             WriteKind::Truncate => Vec::new(),
             _ => {
                 let planned = self.plan_over(turn.pinned(), &write.query, parameters).await?;
-                let all: Encode<RecordBatch> = Box::new(Ok);
+                let all: Encode<RecordBatch> = Encode::new(ROWS_PER_PIECE, Ok);
                 let service = &self.service;
                 let rows =
                     run::run(&service.queries, &service.metrics, planned, service.limits.pieces_buffered, all);
