@@ -1,4 +1,5 @@
-//! The archive of a running server, opened by other people's readers: python deltalake, pyarrow and DuckDB.
+//! A running server and its archive, read by other people's clients: python deltalake, pyarrow and DuckDB open the archive;
+//! ADBC, pyarrow.flight, polars, psycopg and asyncpg ask the server.
 //!
 //! Skipped, with the reason printed, only where pip cannot install those readers (`tests/clients/python.sh`).
 #![allow(clippy::unwrap_used)]
@@ -48,7 +49,7 @@ fn the_checker_sees_a_spoilt_archive() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn other_readers_open_the_archive_and_agree() {
+async fn other_clients_read_archive_and_views_and_agree() {
     let Some(python) = python() else { return };
     let dir = tempfile::Builder::new().prefix("viewledger-clients-").tempdir().unwrap();
     let broker = TestBroker::start(dir.path()).await;
@@ -74,6 +75,8 @@ async fn other_readers_open_the_archive_and_agree() {
     let expected_file = dir.path().join("expected.json");
     std::fs::write(&expected_file, expected_json(&expected, &answers)).unwrap();
     run(python, &[&script("check_archive.py"), &site.data_dir(), &expected_file]);
+    let [postgres, flight] = [site.pg_port, site.flight_port].map(|port| PathBuf::from(port.to_string()));
+    run(python, &[&script("read_views.py"), &postgres, &flight]);
 }
 
 /// Other readers shall find files that took others in, and those gone from the log.

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::Core;
 use super::database::{Merged, Reload};
-use super::reload::{Followed, Live, follow_files};
+use super::reload::{Live, follow_files};
 use crate::config::Config;
 use crate::runtime::{Shutdown, spawn};
 use crate::serve::http::serve_http;
@@ -121,7 +121,7 @@ async fn live(
         };
         let (health, before) = (live.core.health.clone(), live.core.shutdown.clone());
         match follow_files(live, merged, process).await {
-            Followed::Lives(now, result) => {
+            Ok((now, result)) => {
                 if before.is_triggered() {
                     tend(&now.core);
                 }
@@ -129,7 +129,7 @@ async fn live(
                 drop(asked.send(result));
                 live = now;
             }
-            Followed::Ended(error) => {
+            Err(error) => {
                 health.poison("reload", format!("{error:#}"));
                 return None;
             }

@@ -35,27 +35,22 @@ pub struct Live {
     pub running: Running,
 }
 
-/// Whether the process can go on.
-#[derive(Debug)]
-pub enum Followed {
-    /// As the files say, or as before, and why.
-    Lives(Live, Result<(), DefineError>),
-    /// Neither the new nor the old could be opened; the process has to start again.
-    Ended(anyhow::Error),
-}
+/// What is open afterwards, and whether it is as the files say; an error when neither that nor what was open before could
+/// be opened: then the process has to start again.
+pub type Followed = Result<(Live, Result<(), DefineError>)>;
 
 /// Reads the files again and follows what changed. `process` is the whole's signal to end.
 pub async fn follow_files(live: Live, merged: &Merged, process: &Shutdown) -> Followed {
     let before = live.core.definitions.declared.load_full();
     let wanted = match wanted(&live.core, &before).await {
         Ok(Some(wanted)) => wanted,
-        Ok(None) => return Followed::Lives(live, Ok(())),
-        Err(error) => return Followed::Lives(live, Err(error)),
+        Ok(None) => return Ok((live, Ok(()))),
+        Err(error) => return Ok((live, Err(error))),
     };
     let same = |a: &Catalog, b: &Catalog| a.streams == b.streams && a.tables == b.tables;
     if same(&wanted.catalog, &before.catalog) {
         let followed = live.core.definitions.follow(wanted).await;
-        return Followed::Lives(live, followed);
+        return Ok((live, followed));
     }
     // With the views as they were first: new ones may take long to compute, and intake need not wait for them.
     let catalog = Catalog {
@@ -65,9 +60,9 @@ pub async fn follow_files(live: Live, merged: &Merged, process: &Shutdown) -> Fo
     };
     let first = declare_catalog(&live.core.engine, catalog).await.map_or_else(|_| Arc::clone(&wanted), Arc::new);
     match exchange(live, first, merged, process).await {
-        Followed::Lives(live, Ok(())) if !Arc::ptr_eq(&live.core.declared, &wanted) => {
+        Ok((live, Ok(()))) if !Arc::ptr_eq(&live.core.declared, &wanted) => {
             let followed = live.core.definitions.follow(wanted).await;
-            Followed::Lives(live, followed)
+            Ok((live, followed))
         }
         other => other,
     }
@@ -96,20 +91,14 @@ async fn exchange(live: Live, declared: Arc<Declared>, merged: &Merged, process:
     let refreshes = core.refresher.pause().await;
     core.shutdown.trigger();
     drop(refreshes);
-    if let Err(error) = tokio::task::spawn_blocking(move || running.join()).await {
-        return Followed::Ended(anyhow::Error::new(error).context("intake did not end in order"));
-    }
-    let (opened, result) = match reopen(&core, declared, process).await {
-        Ok(live) => (Ok(live), Ok(())),
+    tokio::task::spawn_blocking(move || running.join()).await.context("intake did not end in order")?;
+    let (next, result) = match reopen(&core, declared, process).await {
+        Ok(live) => (live, Ok(())),
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "cannot open what is declared now; going back");
             let failed = DefineError::Failed(format!("{error:#}"));
-            (reopen(&core, core.definitions.declared.load_full(), process).await, Err(failed))
+            (reopen(&core, core.definitions.declared.load_full(), process).await?, Err(failed))
         }
-    };
-    let next = match opened {
-        Ok(next) => next,
-        Err(error) => return Followed::Ended(error),
     };
     let counted = core.cell.load();
     while !covers(&next.core.cell.load(), &counted) {
@@ -120,7 +109,7 @@ async fn exchange(live: Live, declared: Arc<Declared>, merged: &Merged, process:
     }
     merged.turn_to(&next.core);
     tracing::info!(took = ?core.clock.instant().duration_since(began), "opened anew");
-    Followed::Lives(next, result)
+    Ok((next, result))
 }
 
 async fn reopen(core: &Core, declared: Arc<Declared>, process: &Shutdown) -> Result<Live> {

@@ -35,8 +35,9 @@ impl Guard {
 #[derive(Debug)]
 pub(crate) struct Site {
     dir: PathBuf,
-    pg_port: u16,
+    pub(crate) pg_port: u16,
     http_port: u16,
+    pub(crate) flight_port: u16,
     without: Option<Guard>,
     lives: u32,
 }
@@ -45,17 +46,18 @@ impl Site {
     /// Writes the configuration and a copy of `sql/` that refreshes every second.
     pub(crate) fn prepare(dir: &Path, brokers: &str, without: Option<Guard>) -> Site {
         copy_sql(&Path::new(env!("CARGO_MANIFEST_DIR")).join("sql"), &dir.join("sql"));
-        let site = Site { dir: dir.to_owned(), pg_port: free_port(), http_port: free_port(), without, lives: 0 };
+        let [pg_port, http_port, flight_port] = [free_port(), free_port(), free_port()];
+        let site = Site { dir: dir.to_owned(), pg_port, http_port, flight_port, without, lives: 0 };
         std::fs::write(site.config_file(), site.config(brokers)).expect("the test directory is writable");
         site
     }
 
     /// The one place that knows the names of settings.
     fn config(&self, brokers: &str) -> String {
-        let (pg_port, http_port) = (self.pg_port, self.http_port);
+        let Site { pg_port, http_port, flight_port, .. } = self;
         let (data, sql) = (self.data_dir().display().to_string(), self.dir.join("sql").display().to_string());
         format!(
-            "[server]\npg_port = {pg_port}\nhttp_port = {http_port}\nflight_port = 0\n\
+            "[server]\npg_port = {pg_port}\nhttp_port = {http_port}\nflight_port = {flight_port}\n\
              [storage]\ndata_dir = {data:?}\n\
              [sql]\ndir = {sql:?}\n\
              [kafka]\nbrokers = {brokers:?}\n\

@@ -23,7 +23,7 @@ use viewledger::ingest::committer::{Attempt, Chore, Committer, Work};
 use viewledger::kafka::decode::Decoder;
 use viewledger::kafka::{RawBatch, Sink, SinkError};
 use viewledger::position::{Epoch, GenerationId, StreamFrontier};
-use viewledger::runtime::{Clock, ManualClock, Shutdown};
+use viewledger::runtime::{Clock, Health, ManualClock, Shutdown};
 use viewledger::storage::Storage;
 
 use crate::bucket::{Access, Gate, Lane};

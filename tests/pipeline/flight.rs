@@ -149,7 +149,13 @@ async fn a_handshake_begins_a_session_and_a_transaction_holds_a_snapshot() {
     assert_eq!(count(&mut client, None).await, "12");
     assert_eq!(count(&mut client, Some(transaction.clone())).await, "9");
     assert_eq!(texts(&fetch(&mut client, described).await.unwrap()), ["9"]);
+    let sum = "SELECT sum(total) FROM pages".to_owned();
+    let mut prepared = client.prepare(sum, Some(transaction.clone())).await.unwrap();
+    let info = prepared.execute().await.unwrap();
+    assert_eq!(texts(&fetch(&mut client, info).await.unwrap()), ["9"]);
     client.end_transaction(transaction.clone(), arrow_flight::sql::EndTransaction::Commit).await.unwrap();
+    let info = prepared.execute().await.unwrap();
+    assert_eq!(texts(&fetch(&mut client, info).await.unwrap()), ["12"], "it outlives its transaction");
     let ended = refused(client.execute("SELECT 1".into(), Some(transaction)).await);
     assert!(ended.contains("there is no such transaction"), "{ended}");
 

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use arrow_flight::sql::{Any, TicketStatementQuery};
 use arrow_flight::{CancelStatus, FlightInfo};
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::SchemaRef;
@@ -39,6 +40,12 @@ const LEFT_PER_SESSION: usize = 10;
 /// Who did not say who they are.
 const ANONYMOUS: &str = "anonymous";
 
+/// Clients in Go leave the padding out.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+
 type SharedSession = Arc<AsyncMutex<Session>>;
 
 /// Who makes a request.
@@ -48,14 +55,14 @@ pub(super) struct Caller {
     standing: Standing,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Standing {
     /// The session ends with the request.
     Passing,
     /// It has a token.
     Known,
-    /// It has begun a transaction.
-    Transacting,
+    /// It has begun the transaction of this name.
+    Transacting(Bytes),
 }
 
 impl Caller {
@@ -72,7 +79,7 @@ impl Caller {
                 QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, "a transaction is not begun or ended by SQL here")
                     .hint("use the transactions of Flight SQL: in ADBC, autocommit off and commit()"),
             ),
-            _ if self.standing == Standing::Transacting => Ok(Arc::clone(&self.session)),
+            _ if matches!(self.standing, Standing::Transacting(_)) => Ok(Arc::clone(&self.session)),
             Statement::Set { .. } | Statement::Reset(_) | Statement::Discard { .. } => match self.standing {
                 Standing::Passing => Err(QueryError::new(
                     SqlState::PREREQUISITE,
@@ -193,7 +200,7 @@ impl Desk {
             let gone =
                 || Status::not_found("there is no such transaction: it has ended, or nobody used it for too long");
             let session = self.transactions.get(id).ok_or_else(gone)?;
-            return Ok(Caller { session, standing: Standing::Transacting });
+            return Ok(Caller { session, standing: Standing::Transacting(Bytes::copy_from_slice(id)) });
         }
         let (session, standing) = match authorization(metadata)? {
             Authorization::None => (self.connect(ANONYMOUS), Standing::Passing),
@@ -289,7 +296,7 @@ impl Desk {
 
     pub(super) async fn prepare(&self, caller: &Caller, sql: &str) -> Result<(Bytes, Prepared), QueryError> {
         let statement = self.read(caller, sql).await?;
-        let caller = Caller { session: Arc::clone(&caller.session), standing: caller.standing };
+        let caller = Caller { session: Arc::clone(&caller.session), standing: caller.standing.clone() };
         let session = caller.session_for(&statement).await?;
         let prepared = session.lock().await.prepare(statement.clone()).await?;
         let kept = Kept { caller, statement, prepared: prepared.clone(), bound: Mutex::default() };
@@ -326,7 +333,18 @@ impl Desk {
                 "a query is bound to one row of parameters",
             ));
         }
-        self.order_statement(&kept.caller, kept.statement.clone(), values).await
+        self.order_statement(&self.present(&kept.caller).await, kept.statement.clone(), values).await
+    }
+
+    /// Who prepared a statement, as they are now: the statement outlives the transaction in which it was prepared.
+    async fn present(&self, caller: &Caller) -> Caller {
+        let (session, standing) = match &caller.standing {
+            Standing::Transacting(id) if self.transactions.get(id).is_none() => {
+                (Arc::new(AsyncMutex::new(caller.session.lock().await.fork())), Standing::Known)
+            }
+            standing => (Arc::clone(&caller.session), standing.clone()),
+        };
+        Caller { session, standing }
     }
 
     /// Executes the statement for each row of parameters; how many rows that touched.
@@ -340,7 +358,8 @@ impl Desk {
         let values = if values.is_empty() { kept.bound.lock().clone() } else { values };
         let mut touched = 0;
         for values in kept.rows(&values)? {
-            let order = self.order_statement(&kept.caller, kept.statement.clone(), values).await?;
+            let caller = self.present(&kept.caller).await;
+            let order = self.order_statement(&caller, kept.statement.clone(), values).await?;
             touched += self.carry_out(order).await?;
         }
         Ok(touched)
@@ -461,7 +480,7 @@ fn authorization(metadata: &MetadataMap) -> Result<Authorization, Status> {
     if !scheme.eq_ignore_ascii_case("basic") {
         return Err(wrong());
     }
-    let decoded = STANDARD.decode(rest.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let decoded = BASE64.decode(rest.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let user = decoded.and_then(|text| text.split_once(':').map(|(user, _)| user.to_owned()));
     match user.filter(|user| !user.is_empty()) {
         Some(user) => Ok(Authorization::User(user)),
@@ -541,6 +560,7 @@ mod tests {
             authorization(&metadata)
         };
         assert!(matches!(read("Basic YW5hOnNlY3JldA=="), Ok(Authorization::User(user)) if user == "ana"));
+        assert!(matches!(read("Basic YW5hOng"), Ok(Authorization::User(user)) if user == "ana"));
         assert!(matches!(read("bearer x"), Ok(Authorization::Token(token)) if token == "x"));
         assert!(matches!(authorization(&MetadataMap::new()), Ok(Authorization::None)));
         for wrong in ["", "Basic", "Basic !", "Basic Og==", "Basic OnB3", "Digest x"] {

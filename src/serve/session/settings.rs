@@ -285,7 +285,8 @@ fn check(known: &Known, value: &str) -> Result<String, QueryError> {
             _ => Err(invalid()),
         },
         Kind::OneOf(values) => {
-            if values.contains(&value.to_lowercase().as_str()) {
+            // Some clients quote them.
+            if values.contains(&value.trim_matches('\'').to_lowercase().as_str()) {
                 Ok(known.default.to_owned())
             } else {
                 Err(invalid().hint(format!("this server only knows {}", known.default)))
