@@ -17,6 +17,7 @@ use datafusion::arrow::array::{
 use datafusion::arrow::datatypes::{DataType, Field, Int64Type, Schema};
 use datafusion::catalog::{CatalogProvider, MemTable, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider};
 use datafusion::prelude::{SessionConfig, SessionContext};
+use futures::TryStreamExt;
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 use viewledger::metrics::Metrics;
@@ -293,6 +294,56 @@ async fn prepared_statements_have_types_and_parameters() {
     assert_eq!(client.query("SHOW server_version_num", &[]).await.unwrap()[0].get::<_, &str>(0), "160006");
 }
 
+/// All that a COPY sends.
+async fn copied(client: &Client, sql: &str) -> Vec<u8> {
+    let pieces = client.copy_out(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    let pieces: Vec<_> = pieces.try_collect().await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    pieces.concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copy_gives_rows_as_text_csv_and_binary() {
+    let server = Server::start().await;
+    let client = server.connect().await;
+    for (sql, expected) in [
+        ("COPY sales TO STDOUT", "apple\t10\t1.5\npear\t20\t\\N\nplum\t30\t0.1\n"),
+        ("COPY sales (total, item_id) TO STDOUT WITH (DELIMITER '|')", "10|apple\n20|pear\n30|plum\n"),
+        (
+            "COPY (SELECT total AS t, mean FROM sales ORDER BY t DESC) TO STDOUT (FORMAT csv, HEADER)",
+            "t,mean\n30,0.1\n20,\n10,1.5\n",
+        ),
+        ("COPY (SELECT mean FROM sales) TO STDOUT (FORMAT csv, NULL '-')", "1.5\n-\n0.1\n"),
+        (
+            "COPY batch.sales TO STDOUT WITH CSV HEADER DELIMITER ';'",
+            "item_id;total;mean\napple;10;1.5\npear;20;\nplum;30;0.1\n",
+        ),
+        (
+            "COPY (SELECT 'say \"hi\", ' || chr(10) AS a, '' AS b, NULL AS c, 'x' AS d) TO STDOUT \
+             (FORMAT csv, FORCE_QUOTE (d))",
+            "\"say \"\"hi\"\", \n\",\"\",,\"x\"\n",
+        ),
+        ("COPY (SELECT 'a' || chr(9) || 'b\\c' || chr(10) || 'd' AS a) TO STDOUT", "a\\tb\\\\c\\nd\n"),
+        ("COPY (SELECT '\\.' AS a) TO STDOUT (FORMAT csv)", "\"\\.\"\n"),
+        ("COPY (SELECT 1 WHERE false) TO STDOUT", ""),
+    ] {
+        assert_eq!(String::from_utf8(copied(&client, sql).await).unwrap(), expected, "{sql}");
+    }
+    let binary =
+        copied(&client, "COPY (SELECT 7::bigint AS n, NULL::text AS t, 'ab' AS s) TO STDOUT (FORMAT binary)").await;
+    let expected =
+        b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x03\0\0\0\x08\0\0\0\0\0\0\0\x07\xff\xff\xff\xff\0\0\0\x02ab\xff\xff";
+    assert_eq!(binary, expected);
+    // Many pieces.
+    let numbers = String::from_utf8(copied(&client, "COPY raw.numbers TO STDOUT").await).unwrap();
+    assert_eq!(numbers.lines().map(|line| line.parse::<u64>().unwrap()).sum::<u64>(), (0..20_000).sum::<u64>());
+    // An error in the midst ends it, and the session goes on; and so it does in the simple protocol.
+    let failing = client.copy_out("COPY (SELECT 1 / (n - 15000) FROM raw.numbers) TO STDOUT").await.unwrap();
+    let error = failing.try_collect::<Vec<_>>().await.unwrap_err();
+    assert_eq!(error.code().unwrap().code(), "22012");
+    assert_eq!(text(&client, "SELECT 1").await, "1");
+    assert_eq!(failure(&client, "COPY (SELECT missing FROM sales) TO STDOUT").await.0, "42703");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn portals_give_rows_in_portions() {
     let server = Server::start().await;
@@ -330,7 +381,11 @@ async fn errors_carry_their_sqlstate() {
         ("REFRESH MATERIALIZED VIEW nothing", "42P01"),
         ("REFRESH MATERIALIZED VIEW kinds", "55000"),
         ("SELECT", "42601"),
-        ("COPY sales TO STDOUT", "0A000"),
+        ("COPY sales TO STDOUT (FORMAT parquet)", "22023"),
+        ("COPY sales TO STDOUT (FORMAT binary, HEADER)", "22023"),
+        ("COPY sales TO STDOUT (FORMAT csv, DELIMITER '\"')", "22023"),
+        ("COPY nothing TO STDOUT", "42P01"),
+        ("COPY sales FROM STDIN", "42501"),
     ] {
         let (found, message) = failure(&client, sql).await;
         assert_eq!(found, code, "{sql}: {message}");

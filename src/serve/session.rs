@@ -3,6 +3,7 @@
 //! Planning and execution happen on the query runtime; the adapter's threads only move bytes. A statement
 //! pins one snapshot when it is planned and holds it until its last row; inside a transaction all share one.
 
+pub mod copy;
 mod dialect;
 pub mod functions;
 mod guard;
@@ -28,6 +29,7 @@ use datafusion::prelude::SessionContext;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use self::copy::Copy;
 use self::functions::{Identity, Relation};
 use self::run::Work;
 pub use self::run::{Encode, Planned, ROWS_PER_PIECE, Rows, Stop};
@@ -214,6 +216,10 @@ impl Session {
                 let schema = Arc::new(planned.plan.schema().as_arrow().clone());
                 (Some(shown_schema(query, schema)), parameter_types(query, &planned.plan)?)
             }
+            Statement::Copy(Copy { query, .. }) => {
+                let planned = self.plan(query, None).await?;
+                (None, parameter_types(query, &planned.plan)?)
+            }
             Statement::Show(name) => (Some(show_schema(name.as_deref())), Vec::new()),
             Statement::Reload => (Some(reloaded()?.schema()), Vec::new()),
             Statement::Write(write) if write.kind != WriteKind::Truncate => {
@@ -241,7 +247,7 @@ impl Session {
         F: FnOnce(&SchemaRef) -> Result<Encode<T>, QueryError>,
     {
         match statement {
-            Statement::Query(query) => {
+            Statement::Query(query) | Statement::Copy(Copy { query, .. }) => {
                 let planned = self.plan(query, parameters).await?;
                 let planned = match promised {
                     Some(promised) if query.tag == "SELECT" => keep_promise(planned, promised)?,
@@ -266,7 +272,9 @@ impl Session {
     async fn execute_small<T>(&mut self, statement: &Statement) -> Result<Outcome<T>, QueryError> {
         Ok(match statement {
             // Handled by the caller, which knows how to encode rows.
-            Statement::Query(_) | Statement::Write(_) => return Err(QueryError::internal("not a small statement")),
+            Statement::Query(_) | Statement::Copy(_) | Statement::Write(_) => {
+                return Err(QueryError::internal("not a small statement"));
+            }
             Statement::Show(name) => Outcome::Table { batch: self.show(name.as_deref())?, tag: "SHOW" },
             Statement::Set { name, value, scope } => {
                 if name == AS_OF

@@ -41,10 +41,13 @@ def by_psycopg(port, binary):
             answers = {sql: tuples(cursor.execute(sql).fetchall()) for sql in (COUNTS, RECORDS, MONEY)}
             video, total, _ = answers[COUNTS][0]
             found = cursor.execute("SELECT total_views FROM video_views WHERE video_id = %s", [video]).fetchall()
+            with cursor.copy(f"COPY ({COUNTS}) TO STDOUT" + (" (FORMAT binary)" if binary else "")) as copy:
+                copy.set_types(["text", "int8", "float8"])
+                copied = list(copy.rows())
         with connection.pipeline():
             several = [connection.execute("SELECT sum(total_views) FROM video_views") for _ in range(3)]
             sums = [cursor.fetchone()[0] for cursor in several]
-    return answers, (video, total, found), sums
+    return answers, (video, total, found), sums, copied
 
 
 async def by_asyncpg(port):
@@ -123,7 +126,8 @@ def main(postgres, flight):
     comparisons.same("pyarrow.flight", by_pyarrow(flight), expected[COUNTS])
     # Text over Flight is a UUID over Postgres wire for neither: both say text.
     for binary in (False, True):
-        answers, (video, total, found), sums = by_psycopg(postgres, binary)
+        answers, (video, total, found), sums, copied = by_psycopg(postgres, binary)
+        comparisons.same(f"psycopg COPY, binary {binary}", copied, expected[COUNTS])
         for sql, rows in answers.items():
             comparisons.same(f"psycopg, binary {binary}: {sql}", rows, expected[sql])
         comparisons.same(f"psycopg with a parameter for {video}", found, [(total,)])

@@ -163,7 +163,7 @@ impl Queries {
     }
 
     /// Hands a message to the socket's buffer; a client that does not read for too long is dropped.
-    async fn feed<C>(&self, client: &mut C, message: PgWireBackendMessage) -> PgWireResult<()>
+    pub(super) async fn feed<C>(&self, client: &mut C, message: PgWireBackendMessage) -> PgWireResult<()>
     where
         C: Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
@@ -207,6 +207,10 @@ impl SimpleQueryHandler for Queries {
         }
         for statement in &statements {
             let mut stop = connection.session.lock().await.stop(statement);
+            if let Statement::Copy(copy) = statement {
+                self.copy_out(client, &connection, statement, copy, None, &mut stop).await?;
+                continue;
+            }
             let bound = Bound { parameters: None, promised: None, format: &Format::UnifiedText };
             match self.start(client, &connection, statement, bound, &mut stop).await? {
                 Started::Rows { infos, mut rows, tag } => {
@@ -321,6 +325,12 @@ impl ExtendedQueryHandler for Queries {
                 0 => None,
                 _ => Some(deserialize_parameters(&portal, &types)?),
             };
+            if let Statement::Copy(copy) = &prepared.statement {
+                *state = PortalExecutionState::Finished;
+                self.copy_out(client, &connection, &prepared.statement, copy, parameters, &mut stop).await?;
+                client.set_state(PgWireConnectionState::ReadyForQuery);
+                return Ok(());
+            }
             let bound =
                 Bound { parameters, promised: prepared.schema.as_ref(), format: &portal.result_column_format };
             match self.start(client, &connection, &prepared.statement, bound, &mut stop).await? {
@@ -511,9 +521,9 @@ fn row_stream(rows: Rows<Vec<DataRow>>) -> RowStream {
     }))
 }
 
-fn complete(tag: &str, rows: Option<usize>) -> PgWireBackendMessage {
+pub(super) fn complete(tag: &str, rows: Option<usize>) -> PgWireBackendMessage {
     let tag = match (tag, rows) {
-        ("SELECT" | "UPDATE" | "DELETE", Some(rows)) => Tag::new(tag).with_rows(rows),
+        ("SELECT" | "UPDATE" | "DELETE" | "COPY", Some(rows)) => Tag::new(tag).with_rows(rows),
         // Where a row's identifier stood once.
         ("INSERT", Some(rows)) => Tag::new(tag).with_oid(0).with_rows(rows),
         _ => Tag::new(tag),
@@ -522,7 +532,7 @@ fn complete(tag: &str, rows: Option<usize>) -> PgWireBackendMessage {
 }
 
 /// After an error in a transaction only its end is listened to.
-fn check_status(status: TransactionStatus, statement: &Statement) -> PgWireResult<()> {
+pub(super) fn check_status(status: TransactionStatus, statement: &Statement) -> PgWireResult<()> {
     let ends = matches!(statement, Statement::Commit | Statement::Rollback | Statement::Savepoint("ROLLBACK"));
     if status == TransactionStatus::Error && !ends {
         return Err(wire(QueryError::new(
@@ -567,7 +577,7 @@ fn unknown(what: &str, name: &str) -> PgWireError {
     wire(QueryError::new(SqlState::UNKNOWN_STATEMENT, format!("{what} \"{name}\" does not exist")))
 }
 
-fn undescribable(error: PgWireError) -> QueryError {
+pub(super) fn undescribable(error: PgWireError) -> QueryError {
     QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, format!("a column's type cannot be sent: {error}"))
 }
 

@@ -25,6 +25,7 @@ use datafusion_pg_catalog::sql::rules::{
 mod views;
 
 use self::views::{dropping, promotion, refresh};
+use super::copy::Copy;
 use super::dialect::Postgres;
 use super::psql::without_unknowns;
 use super::write::Write;
@@ -42,6 +43,7 @@ const CATALOG_NESTING_MAX: usize = 14;
 #[derive(Debug, Clone)]
 pub enum Statement {
     Query(Query),
+    Copy(Copy),
     /// A change of a reference table.
     Write(Write),
     /// `SHOW name`, or every setting.
@@ -265,6 +267,18 @@ fn classify(statement: ast::Statement, sql: &Arc<str>, catalog: bool) -> Result<
             }
             other => Err(QueryError::refused(&format!("EXPLAIN of {}", command(other)))),
         },
+        S::Copy { .. } => {
+            let copy = Copy::read(statement, |ast| Query {
+                ast: Arc::new(ast),
+                tag: "COPY",
+                catalog,
+                sql: Arc::clone(sql),
+            })?;
+            if let S::Query(inner) = copy.query.ast.as_ref() {
+                check_select(inner)?;
+            }
+            Ok(Statement::Copy(copy))
+        }
         S::ExplainTable { .. } | S::ShowTables { .. } | S::ShowColumns { .. } => query(statement, "SHOW"),
         S::ShowVariable { variable } => Ok(show(variable)),
         S::Set(set) => set_statement(set),
@@ -425,12 +439,7 @@ fn is_call(tokens: &[TokenWithSpan]) -> bool {
 /// Commands that are known and refused, so that the client reads why and not about syntax.
 fn refusal(words: &[&str]) -> Option<QueryError> {
     match words.first().copied()? {
-        "COPY" => Some(if words.contains(&"STDOUT") {
-            QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, "COPY TO STDOUT is not supported yet")
-                .hint("use psql's \\copy with a query's output, or \\o with \\pset format csv")
-        } else {
-            QueryError::refused("COPY from or to the server's files")
-        }),
+        "COPY" => (!words.contains(&"STDOUT")).then(|| QueryError::refused("COPY from or to anything but STDOUT")),
         "PREPARE" | "EXECUTE" | "DECLARE" | "FETCH" | "MOVE" | "CLOSE" => Some(QueryError::new(
             SqlState::FEATURE_NOT_SUPPORTED,
             format!("{} is not supported yet", words.first().copied().unwrap_or_default()),
