@@ -17,7 +17,7 @@ fn with_column(line: &str) -> String {
 
 /// Every other record has a field that the stream does not declare at first.
 fn record(n: usize) -> (i32, Option<Vec<u8>>) {
-    let device = if n % 2 == 0 { r#","device":"tv""# } else { "" };
+    let device = if n.is_multiple_of(2) { r#","device":"tv""# } else { "" };
     let text = format!(r#"{{"id":"r-{n}","page":"p{}","at":"2026-01-31T12:00:00Z","ms":1{device}}}"#, n % 5);
     (i32::try_from(n % 2).unwrap(), Some(text.into_bytes()))
 }
