@@ -11,6 +11,7 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka_sys as sys;
 
 use crate::position::{Offset, PartitionId, StreamFrontier, TopicIdentity};
@@ -106,6 +107,7 @@ impl TopicReader {
         let cluster_id = client
             .fetch_cluster_id(TIMEOUT)
             .ok_or_else(|| TopicError::Unreachable("the cluster id is not known".into()))?;
+        self.require_broker()?;
         let (topic_id, partition_ids) = self.describe(topic)?;
         let mut partitions = BTreeMap::new();
         for partition in partition_ids {
@@ -127,6 +129,27 @@ impl TopicReader {
         answers.into_iter().flatten().any(|resource| {
             resource.get("cleanup.policy").and_then(|e| e.value.as_deref()).is_some_and(|v| v.contains("compact"))
         })
+    }
+
+    /// Waits until a broker answers. To be asked before any request of the admin client: one that finds no broker connects
+    /// again and again without a pause, hundreds of times a second, for as long as it waits.
+    fn require_broker(&self) -> Result<(), TopicError> {
+        let client = self.admin.inner().native_ptr();
+        let timeout = i32::try_from(TIMEOUT.as_millis()).expect("a few seconds");
+        let mut metadata = std::ptr::null();
+        // SAFETY: `client` lives as long as `self`; no topic is named, so that none is created; what is returned is
+        // destroyed at once.
+        let error = unsafe {
+            let error = sys::rd_kafka_metadata(client, 0, std::ptr::null_mut(), &raw mut metadata, timeout);
+            if !metadata.is_null() {
+                sys::rd_kafka_metadata_destroy(metadata);
+            }
+            error
+        };
+        match error {
+            sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
+            error => Err(TopicError::Unreachable(RDKafkaErrorCode::from(error).to_string())),
+        }
     }
 
     /// Topic id and partitions. The Rust client has no call for the id, so this asks librdkafka itself.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use viewledger::demo::broker::faults::Availability;
 
+use crate::processes::Process;
 use crate::world::{World, clicks};
 
 const TOTALS: &str = "SELECT (SELECT count(*) FROM raw.clicks), (SELECT sum(total) FROM pages)";
@@ -40,6 +41,24 @@ async fn away_and_back(how: Availability) {
     assert_eq!(server.one("SELECT bool_and(reading) FROM system.partitions").await, "t");
     server.assert_equivalent().await;
     server.stop().await;
+}
+
+/// A client that waits for its broker does not keep threads busy with it: connecting without a pause, they would wake each
+/// other up thousands of times a second.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn brokers_that_are_away_are_not_stormed() {
+    const SECONDS: u64 = 3;
+    let world = World::new(2).await;
+    let process = Process::start(&world).await;
+    process.until_ready().await;
+    world.kafka.broker.faults().set_availability(Availability::Refusing);
+    process.until_http("/readyz", 503, "broker").await;
+    let before = process.wakeups("rdk:");
+    tokio::time::sleep(Duration::from_secs(SECONDS)).await;
+    let woken = process.wakeups("rdk:").saturating_sub(before);
+    assert!(woken < 500 * SECONDS, "the client's threads were woken {woken} times in {SECONDS} s");
+    world.kafka.broker.faults().set_availability(Availability::Serving);
+    process.until_ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

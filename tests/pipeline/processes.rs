@@ -76,6 +76,20 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
+    /// How often threads whose name begins so were woken up.
+    pub fn wakeups(&self, name: &str) -> u64 {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let of = |task: std::io::Result<std::fs::DirEntry>| {
+            // A thread may end meanwhile.
+            let path = task.ok()?.path();
+            let named = std::fs::read_to_string(path.join("comm")).ok()?.starts_with(name);
+            let status = std::fs::read_to_string(path.join("status")).ok()?;
+            let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+            named.then(|| line.trim().parse::<u64>().ok())?
+        };
+        tasks.filter_map(of).sum()
+    }
+
     pub fn signal(&self, signal: i32) {
         // SAFETY: sends a signal to a child of this process that was not waited for yet.
         assert_eq!(unsafe { libc::kill(i32::try_from(self.child.id()).unwrap(), signal) }, 0);
