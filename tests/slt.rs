@@ -1,6 +1,6 @@
 //! SQL and its answers, in `tests/slt/*.slt`: every aggregate, every kind of view, every schema.
 //!
-//! The same files run over Postgres wire in the simple and in the extended protocol, against servers that hold the same
+//! The same files run over Postgres wire in the simple and in the extended protocol and over Arrow Flight SQL, against servers that hold the same
 //! records, duplicates, late and malformed ones among them, cut at different frontiers:
 //!
 //! | stage | where the records are |
@@ -20,7 +20,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::engine::{Postgres, Protocol};
+use crate::engine::{Protocol, Session};
 use crate::kafka::{Kafka, ToWrite};
 use crate::script::Script;
 use crate::server::Server;
@@ -28,6 +28,8 @@ use crate::world::World;
 
 #[path = "slt/engine.rs"]
 mod engine;
+#[path = "slt/flight.rs"]
+mod flight;
 #[allow(dead_code)]
 #[path = "pipeline/kafka.rs"]
 mod kafka;
@@ -108,7 +110,7 @@ async fn serve(world: &mut World, stage: &str) -> Server {
 async fn run(server: &Server, stage: &str, protocol: Protocol) -> Vec<String> {
     let mut failures = Vec::new();
     for file in files(&folder(), "slt") {
-        let session = Postgres::connect(**server, protocol).await.unwrap();
+        let session = Session::connect(**server, protocol).await.unwrap();
         for failure in Script::read(&file).run(&session, stage).await {
             failures.push(format!("{stage}, {protocol:?}: {failure}"));
         }
@@ -116,15 +118,18 @@ async fn run(server: &Server, stage: &str, protocol: Protocol) -> Vec<String> {
     failures
 }
 
-async fn run_both(server: &Server, stage: &str) -> Vec<String> {
-    let (simple, extended) =
-        tokio::join!(run(server, stage, Protocol::Simple), run(server, stage, Protocol::Extended));
-    [simple, extended].concat()
+async fn run_all(server: &Server, stage: &str) -> Vec<String> {
+    let (simple, extended, flight) = tokio::join!(
+        run(server, stage, Protocol::Simple),
+        run(server, stage, Protocol::Extended),
+        run(server, stage, Protocol::Flight)
+    );
+    [simple, extended, flight].concat()
 }
 
 async fn update(server: &Server, stage: &str) {
     for file in files(&folder(), "slt") {
-        let session = Postgres::connect(**server, Protocol::Simple).await.unwrap();
+        let session = Session::connect(**server, Protocol::Simple).await.unwrap();
         let updated = Script::read(&file).updated(&session, stage).await;
         std::fs::write(&file, updated).unwrap();
     }
@@ -159,7 +164,7 @@ async fn every_answer_is_the_same_however_the_records_are_cut() {
         update(&delta, "delta").await;
     }
 
-    let (a, b, c) = tokio::join!(run_both(&delta, "delta"), run_both(&batch, "batch"), run_both(&split, "split"));
+    let (a, b, c) = tokio::join!(run_all(&delta, "delta"), run_all(&batch, "batch"), run_all(&split, "split"));
     let mut failures = [a, b, c].concat();
     delta.stop().await;
     batch.stop().await;

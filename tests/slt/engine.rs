@@ -1,10 +1,12 @@
-//! A connection of tokio-postgres, in either protocol, with values as text.
+//! A connection over which statements are sent in one of the protocols, with values as text. The types of columns are those that
+//! Postgres wire tells.
 
 use std::fmt::Write as _;
 
 use tokio_postgres::types::{FromSql, Kind, Type};
 use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
+use crate::flight;
 use crate::server::Ask;
 
 /// How statements are sent, and in which format values come back.
@@ -14,10 +16,13 @@ pub enum Protocol {
     Simple,
     /// Prepared, and in binary.
     Extended,
+    /// Over Arrow Flight SQL.
+    Flight,
 }
 
-pub struct Postgres {
+pub struct Session {
     client: Client,
+    flight: flight::Client,
     protocol: Protocol,
 }
 
@@ -29,21 +34,50 @@ fn told(error: &tokio_postgres::Error) -> String {
     }
 }
 
-impl Postgres {
+impl Session {
     pub async fn connect(ask: Ask, protocol: Protocol) -> Result<Self, String> {
-        Ok(Self { client: ask.connect().await?, protocol })
+        Ok(Self { client: ask.connect().await?, flight: flight::connect(&ask).await?, protocol })
     }
 
     /// A letter for each column, and the rows as text; the error with its SQLSTATE in front.
     pub async fn run(&self, sql: &str) -> Result<(String, Vec<Vec<String>>), String> {
         // Also in the simple protocol, which tells the types in a form that its client does not pass on.
-        let statement = self.client.prepare(sql).await.map_err(|error| told(&error))?;
+        let statement = match self.client.prepare(sql).await {
+            Ok(statement) => statement,
+            Err(error) => {
+                let told = told(&error);
+                return Err(self
+                    .over_flight(sql, &[])
+                    .await
+                    .map_or_else(|error| alike(told, &error), |_| format!("no error over Flight SQL of {sql}")));
+            }
+        };
+        let types: Vec<&Type> = statement.columns().iter().map(|column| column.type_()).collect();
         let rows = match self.protocol {
             Protocol::Simple => self.simple(sql, &statement).await,
             Protocol::Extended => self.extended(&statement).await,
+            Protocol::Flight => {
+                let letters = types.iter().map(|kind| letter(kind)).collect();
+                return match self.over_flight(sql, &types).await {
+                    Ok(rows) => Ok((letters, rows)),
+                    // The answers in files are those of Postgres wire.
+                    Err(error) => Err(match self.client.simple_query(sql).await {
+                        Err(expected) => alike(told(&expected), &error),
+                        Ok(_) => error,
+                    }),
+                };
+            }
         };
         let letters = statement.columns().iter().map(|column| letter(column.type_())).collect();
         Ok((letters, rows.map_err(|error| told(&error))?))
+    }
+
+    async fn over_flight(&self, sql: &str, types: &[&Type]) -> Result<Vec<Vec<String>>, String> {
+        let rows = flight::rows(&mut self.flight.clone(), sql).await?;
+        let texts = |row: Vec<Option<String>>| {
+            row.iter().zip(types).map(|(value, kind)| shown(value.as_deref(), kind)).collect()
+        };
+        Ok(rows.into_iter().map(texts).collect())
     }
 
     async fn simple(&self, sql: &str, statement: &Statement) -> Result<Vec<Vec<String>>, tokio_postgres::Error> {
@@ -67,6 +101,16 @@ impl Postgres {
             rows.push(texts.collect());
         }
         Ok(rows)
+    }
+}
+
+/// What Postgres wire said, when Flight SQL gives the same SQLSTATE.
+fn alike(told: String, over_flight: &str) -> String {
+    let state = told.split(':').next().unwrap_or_default();
+    if over_flight.contains(&format!("(SQLSTATE {state})")) {
+        told
+    } else {
+        format!("{told}, and over Flight SQL {over_flight}")
     }
 }
 

@@ -15,7 +15,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use crate::engine::Postgres;
+use crate::engine::Session;
 
 pub struct Script {
     file: PathBuf,
@@ -91,7 +91,7 @@ impl Script {
     }
 
     /// Every record that is for `stage`; what was answered otherwise.
-    pub async fn run(&self, session: &Postgres, stage: &str) -> Vec<String> {
+    pub async fn run(&self, session: &Session, stage: &str) -> Vec<String> {
         let mut failures = Vec::new();
         for part in &self.parts {
             let Part::Record(record) = part else { continue };
@@ -106,7 +106,7 @@ impl Script {
     }
 
     /// The file with what is answered in place of the rows that stand in it.
-    pub async fn updated(&self, session: &Postgres, stage: &str) -> String {
+    pub async fn updated(&self, session: &Session, stage: &str) -> String {
         let mut text = String::new();
         for part in &self.parts {
             match part {
@@ -149,7 +149,7 @@ impl Record {
         }
     }
 
-    async fn answer(&self, session: &Postgres) -> Answer {
+    async fn answer(&self, session: &Session) -> Answer {
         let (letters, mut rows) = session.run(&self.sql).await?;
         if matches!(self.expected, Expected::Rows { order: Order::Sorted, .. }) {
             rows.sort();
