@@ -345,6 +345,59 @@ async fn copy_gives_rows_as_text_csv_and_binary() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn cursors_give_rows_in_portions_until_their_transaction_ends() {
+    let server = Server::start().await;
+    let client = server.connect().await;
+    let numbers = async |sql: &str| -> Vec<i64> {
+        let rows = texts(&client, sql).await;
+        rows.into_iter().map(|row| row[0].as_ref().unwrap().parse().unwrap()).collect()
+    };
+    assert_eq!(failure(&client, "DECLARE c CURSOR FOR SELECT 1").await.0, "25P01");
+    client.batch_execute("BEGIN").await.unwrap();
+    client
+        .batch_execute("DECLARE \"C 1\" NO SCROLL CURSOR FOR SELECT n FROM raw.numbers ORDER BY n")
+        .await
+        .unwrap();
+    assert_eq!(numbers("FETCH 3 FROM \"C 1\"").await, [0, 1, 2]);
+    assert_eq!(numbers("FETCH NEXT FROM \"C 1\"").await, [3]);
+    assert_eq!(numbers("FETCH \"C 1\"").await, [4]);
+    assert_eq!(client.execute("MOVE FORWARD 10000 IN \"C 1\"", &[]).await.unwrap(), 10_000);
+    assert_eq!(numbers("FETCH FORWARD 2 IN \"C 1\"").await, [10_005, 10_006]);
+    // In the extended protocol too, whose client asks for the columns first.
+    let row = client.query_one("FETCH 1 FROM \"C 1\"", &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 10_007);
+    assert_eq!(numbers("FETCH ALL FROM \"C 1\"").await.len(), 20_000 - 10_008);
+    assert_eq!(numbers("FETCH 5 FROM \"C 1\"").await, [0_i64; 0]);
+    // Of one snapshot with the rest of the transaction, and with parameters.
+    let declare = client.prepare("DECLARE t CURSOR FOR SELECT max(n) + $1::bigint FROM ticks").await.unwrap();
+    let before = numbers("SELECT max(n) FROM ticks").await;
+    client.execute(&declare, &[&100_i64]).await.unwrap();
+    assert_eq!(numbers("FETCH ALL t").await, [before[0] + 100]);
+    client
+        .batch_execute("CLOSE t; DECLARE h CURSOR WITH HOLD FOR SELECT n FROM raw.numbers ORDER BY n; COMMIT")
+        .await
+        .unwrap();
+    assert_eq!(failure(&client, "FETCH 1 FROM \"C 1\"").await.0, "34000");
+    assert_eq!(numbers("FETCH 2 FROM h").await, [0, 1]);
+    client.batch_execute("CLOSE ALL").await.unwrap();
+    for (sql, code) in [
+        ("FETCH 1 FROM h", "34000"),
+        ("CLOSE h", "34000"),
+        ("FETCH BACKWARD 1 FROM h", "42601"),
+        ("DECLARE h CURSOR WITH HOLD FOR DELETE FROM sales", "42601"),
+        ("DECLARE h CURSOR WITH HOLD FOR SELECT missing FROM sales", "42703"),
+        ("DECLARE h BINARY CURSOR FOR SELECT 1", "42601"),
+        ("DECLARE h CURSOR", "42601"),
+    ] {
+        assert_eq!(failure(&client, sql).await.0, code, "{sql}");
+    }
+    client.batch_execute("DECLARE f CURSOR WITH HOLD FOR SELECT 1 / (n - 2) FROM raw.numbers").await.unwrap();
+    assert_eq!(failure(&client, "FETCH ALL FROM f").await.0, "22012");
+    assert_eq!(failure(&client, "DECLARE f CURSOR WITH HOLD FOR SELECT 1").await.0, "42P03");
+    assert_eq!(text(&client, "SELECT 1").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn portals_give_rows_in_portions() {
     let server = Server::start().await;
     let mut client = server.connect().await;

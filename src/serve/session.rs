@@ -4,6 +4,7 @@
 //! pins one snapshot when it is planned and holds it until its last row; inside a transaction all share one.
 
 pub mod copy;
+pub mod cursor;
 mod dialect;
 pub mod functions;
 mod guard;
@@ -30,6 +31,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use self::copy::Copy;
+use self::cursor::{Cursor, CursorStatement};
 use self::functions::{Identity, Relation};
 use self::run::Work;
 pub use self::run::{Encode, Planned, ROWS_PER_PIECE, Rows, Stop};
@@ -91,6 +93,7 @@ impl QueryService {
             identity: Identity { user: user.to_owned(), backend },
             cancels: watch::Sender::new(0),
             transaction: Transaction::None,
+            cursors: BTreeMap::new(),
         }
     }
 }
@@ -114,6 +117,7 @@ pub struct Session {
     identity: Identity,
     cancels: watch::Sender<u64>,
     transaction: Transaction,
+    cursors: BTreeMap<String, Cursor>,
 }
 
 #[derive(Debug)]
@@ -220,6 +224,13 @@ impl Session {
                 let planned = self.plan(query, None).await?;
                 (None, parameter_types(query, &planned.plan)?)
             }
+            Statement::Cursor(CursorStatement::Declare { query, .. }) => {
+                let planned = self.plan(query, None).await?;
+                (None, parameter_types(query, &planned.plan)?)
+            }
+            Statement::Cursor(CursorStatement::Fetch { name, silent: false, .. }) => {
+                (self.cursor_schema(name), Vec::new())
+            }
             Statement::Show(name) => (Some(show_schema(name.as_deref())), Vec::new()),
             Statement::Reload => (Some(reloaded()?.schema()), Vec::new()),
             Statement::Write(write) if write.kind != WriteKind::Truncate => {
@@ -265,6 +276,7 @@ impl Session {
             Statement::Write(write) => {
                 Ok(Outcome::Changed { rows: self.write(write, parameters).await?, tag: write.query.tag })
             }
+            Statement::Cursor(cursor) => self.on_cursor(cursor, parameters).await,
             other => self.execute_small(other).await,
         }
     }
@@ -272,7 +284,7 @@ impl Session {
     async fn execute_small<T>(&mut self, statement: &Statement) -> Result<Outcome<T>, QueryError> {
         Ok(match statement {
             // Handled by the caller, which knows how to encode rows.
-            Statement::Query(_) | Statement::Copy(_) | Statement::Write(_) => {
+            Statement::Query(_) | Statement::Copy(_) | Statement::Cursor(_) | Statement::Write(_) => {
                 return Err(QueryError::internal("not a small statement"));
             }
             Statement::Show(name) => Outcome::Table { batch: self.show(name.as_deref())?, tag: "SHOW" },
@@ -333,6 +345,7 @@ impl Session {
             Statement::Deallocate(name) => Outcome::Forget { name: name.clone(), tag: "DEALLOCATE" },
             Statement::Discard { all: true } => {
                 self.settings.reset_all();
+                self.cursors.clear();
                 Outcome::Forget { name: None, tag: "DISCARD ALL" }
             }
             Statement::Discard { all: false } => Outcome::Done("DISCARD"),
@@ -342,6 +355,7 @@ impl Session {
 
     fn end<T>(&mut self, tag: &'static str) -> Outcome<T> {
         self.transaction = Transaction::None;
+        self.cursors.retain(|_, cursor| cursor.hold);
         self.settings.end_transaction();
         Outcome::Ended(tag)
     }
@@ -432,6 +446,7 @@ impl Session {
             identity: self.identity.clone(),
             cancels: watch::Sender::new(0),
             transaction: Transaction::None,
+            cursors: BTreeMap::new(),
         }
     }
 

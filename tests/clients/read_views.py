@@ -44,10 +44,14 @@ def by_psycopg(port, binary):
             with cursor.copy(f"COPY ({COUNTS}) TO STDOUT" + (" (FORMAT binary)" if binary else "")) as copy:
                 copy.set_types(["text", "int8", "float8"])
                 copied = list(copy.rows())
+        # A cursor of the server, in portions.
+        with connection.cursor(name="several", binary=binary) as cursor:
+            cursor.itersize = 7
+            portions = tuples(cursor.execute(COUNTS))
         with connection.pipeline():
             several = [connection.execute("SELECT sum(total_views) FROM video_views") for _ in range(3)]
             sums = [cursor.fetchone()[0] for cursor in several]
-    return answers, (video, total, found), sums, copied
+    return answers, (video, total, found), sums, copied, portions
 
 
 async def by_asyncpg(port):
@@ -126,7 +130,8 @@ def main(postgres, flight):
     comparisons.same("pyarrow.flight", by_pyarrow(flight), expected[COUNTS])
     # Text over Flight is a UUID over Postgres wire for neither: both say text.
     for binary in (False, True):
-        answers, (video, total, found), sums, copied = by_psycopg(postgres, binary)
+        answers, (video, total, found), sums, copied, portions = by_psycopg(postgres, binary)
+        comparisons.same(f"psycopg with a cursor of the server, binary {binary}", portions, expected[COUNTS])
         comparisons.same(f"psycopg COPY, binary {binary}", copied, expected[COUNTS])
         for sql, rows in answers.items():
             comparisons.same(f"psycopg, binary {binary}: {sql}", rows, expected[sql])

@@ -29,8 +29,8 @@ use pgwire::error::{PgWireError, PgWireResult};
 use pgwire::messages::PgWireBackendMessage;
 use pgwire::messages::data::{DataRow, RowDescription};
 use pgwire::messages::extendedquery::{
-    Bind, BindComplete, Close, CloseComplete, Execute, Parse, ParseComplete, PortalSuspended, Sync as SyncMessage,
-    TARGET_TYPE_BYTE_PORTAL, TARGET_TYPE_BYTE_STATEMENT,
+    Bind, BindComplete, Close, CloseComplete, Describe, Execute, Parse, ParseComplete, PortalSuspended,
+    Sync as SyncMessage, TARGET_TYPE_BYTE_PORTAL, TARGET_TYPE_BYTE_STATEMENT,
 };
 use pgwire::messages::response::{CommandComplete, EmptyQueryResponse, ReadyForQuery, TransactionStatus};
 use pgwire::messages::simplequery::Query;
@@ -409,6 +409,28 @@ impl ExtendedQueryHandler for Queries {
         self.feed(client, PgWireBackendMessage::CloseComplete(CloseComplete::new())).await
     }
 
+    /// A cursor of SQL is described like a portal.
+    async fn on_describe<C>(&self, client: &mut C, message: Describe) -> PgWireResult<()>
+    where
+        C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::PortalStore: PortalStore<Statement = Self::Statement>,
+        C::Error: Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        if let (TARGET_TYPE_BYTE_PORTAL, Some(name)) = (message.target_type, message.name.as_deref())
+            && client.portal_store().get_portal(name).is_none()
+        {
+            let connection = connection(client)?;
+            let schema = connection.session.lock().await.cursor_schema(name);
+            if let Some(schema) = schema {
+                let fields = describe(&schema, &Format::UnifiedText)?.iter().map(Into::into).collect();
+                let description = PgWireBackendMessage::RowDescription(RowDescription::new(fields));
+                return self.feed(client, description).await;
+            }
+        }
+        self._on_describe(client, message).await
+    }
+
     async fn do_describe_statement<C>(
         &self,
         _: &mut C,
@@ -523,7 +545,7 @@ fn row_stream(rows: Rows<Vec<DataRow>>) -> RowStream {
 
 pub(super) fn complete(tag: &str, rows: Option<usize>) -> PgWireBackendMessage {
     let tag = match (tag, rows) {
-        ("SELECT" | "UPDATE" | "DELETE" | "COPY", Some(rows)) => Tag::new(tag).with_rows(rows),
+        ("SELECT" | "UPDATE" | "DELETE" | "COPY" | "FETCH" | "MOVE", Some(rows)) => Tag::new(tag).with_rows(rows),
         // Where a row's identifier stood once.
         ("INSERT", Some(rows)) => Tag::new(tag).with_oid(0).with_rows(rows),
         _ => Tag::new(tag),

@@ -26,6 +26,7 @@ mod views;
 
 use self::views::{dropping, promotion, refresh};
 use super::copy::Copy;
+use super::cursor::CursorStatement;
 use super::dialect::Postgres;
 use super::psql::without_unknowns;
 use super::write::Write;
@@ -44,6 +45,7 @@ const CATALOG_NESTING_MAX: usize = 14;
 pub enum Statement {
     Query(Query),
     Copy(Copy),
+    Cursor(CursorStatement),
     /// A change of a reference table.
     Write(Write),
     /// `SHOW name`, or every setting.
@@ -214,6 +216,13 @@ impl StatementParser {
         check_depth(tokens, self.depth_max, nesting_max)?;
         let words = leading_words(tokens);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        if let ["DECLARE" | "FETCH" | "MOVE" | "CLOSE", ..] = words.as_slice() {
+            let query = |tokens: &[TokenWithSpan]| match self.parse_one(sql, tokens)? {
+                Statement::Query(query) if query.tag == "SELECT" => Ok(query),
+                _ => Err(QueryError::new(SqlState::SYNTAX, "a cursor is declared for a SELECT")),
+            };
+            return CursorStatement::read(tokens, query).map(Statement::Cursor);
+        }
         if let Some(statement) = own_statement(sql, &words, tokens)? {
             return Ok(statement);
         }
@@ -440,7 +449,7 @@ fn is_call(tokens: &[TokenWithSpan]) -> bool {
 fn refusal(words: &[&str]) -> Option<QueryError> {
     match words.first().copied()? {
         "COPY" => (!words.contains(&"STDOUT")).then(|| QueryError::refused("COPY from or to anything but STDOUT")),
-        "PREPARE" | "EXECUTE" | "DECLARE" | "FETCH" | "MOVE" | "CLOSE" => Some(QueryError::new(
+        "PREPARE" | "EXECUTE" => Some(QueryError::new(
             SqlState::FEATURE_NOT_SUPPORTED,
             format!("{} is not supported yet", words.first().copied().unwrap_or_default()),
         )),
