@@ -4,6 +4,7 @@
 //! touches a query is ours, because pgwire's own buffer whole results and lose cancellation.
 
 mod backends;
+mod checks;
 mod copy;
 mod encode;
 mod line;

@@ -18,8 +18,9 @@ use pgwire::messages::PgWireBackendMessage;
 use pgwire::messages::copy::{CopyData, CopyDone, CopyOutResponse};
 use pgwire::messages::data::DataRow;
 
+use super::checks::{check_status, complete, undescribable};
 use super::encode::RowEncoder;
-use super::query::{Queries, check_status, complete, undescribable};
+use super::query::Queries;
 use super::startup::Connection;
 use super::wire;
 use crate::serve::error::QueryError;
