@@ -4,6 +4,5 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> std::process::ExitCode {
-    viewledger::runtime::give_memory_back_soon();
     viewledger::cli::main()
 }

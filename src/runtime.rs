@@ -158,13 +158,33 @@ where
         .expect("the system refuses a new thread only when it is out of resources")
 }
 
-/// Has the allocator give memory that is free back to the system after 10 ms instead of a second: a refresh frees much of
-/// what it had soon after, and would have it twice.
-pub fn give_memory_back_soon() {
+/// While it lives, the allocator gives memory that is free back to the system after 10 ms instead of a second: batch work
+/// frees much of what it had soon after, and would have it twice. Intake would get the same pages again and again, so it
+/// is not for always. There is one at a time.
+#[derive(Debug)]
+pub struct Thrift {
+    before: std::ffi::c_long,
+}
+
+impl Thrift {
     /// `mi_option_purge_delay`, in milliseconds.
     const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
-    // SAFETY: sets a number that the allocator reads; any thread may do so at any time.
-    unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 10) };
+
+    pub fn begin() -> Self {
+        // SAFETY: reads and sets a number that the allocator reads; any thread may do so at any time.
+        unsafe {
+            let before = libmimalloc_sys::mi_option_get(Self::PURGE_DELAY);
+            libmimalloc_sys::mi_option_set(Self::PURGE_DELAY, 10);
+            Self { before }
+        }
+    }
+}
+
+impl Drop for Thrift {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { libmimalloc_sys::mi_option_set(Self::PURGE_DELAY, self.before) };
+    }
 }
 
 /// An error with all its causes, for the one place where it is handled.

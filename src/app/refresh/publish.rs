@@ -9,6 +9,7 @@ use crate::batch::Generation;
 use crate::batch::attempt::Attempt;
 use crate::batch::run::{Made, RefreshError, RefreshInput, Workshop};
 use crate::merge::catalog::Names;
+use crate::runtime::Thrift;
 
 /// What a generation is made from.
 pub(super) struct Sources<'a> {
@@ -50,6 +51,7 @@ impl Refresher {
         sources: Sources<'_>,
         attempt: &Attempt,
     ) -> Result<(Made, Arc<Names>), RefreshError> {
+        let _thrift = Thrift::begin();
         loop {
             match self.try_publish(current, &names, &sources, attempt).await {
                 Ok(made) => return Ok((made, names)),
