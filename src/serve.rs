@@ -11,6 +11,7 @@ pub mod flight;
 pub mod http;
 pub mod pg;
 pub mod session;
+mod values;
 
 use std::fmt;
 use std::net::SocketAddr;

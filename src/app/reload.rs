@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::database::Merged;
-use super::{Core, Declared, Running, declare, declare_catalog, evolution_faults, lines};
+use super::{Core, Declared, Running, declare_catalog, evolution_faults, lines};
 use crate::catalog::{Catalog, loader};
 use crate::merge::snapshot::Snapshot;
 use crate::runtime::Shutdown;
@@ -75,7 +75,7 @@ async fn wanted(core: &Core, before: &Declared) -> Result<Option<Arc<Declared>>,
     if catalog == before.catalog {
         return Ok(None);
     }
-    let declared = declare(&core.config, &core.engine).await.map_err(invalid)?;
+    let declared = declare_catalog(&core.engine, catalog).await.map_err(invalid)?;
     let faults = evolution_faults(core.storage(), &declared).await;
     let faults = faults.map_err(|error| DefineError::Failed(format!("{error:#}")))?;
     if faults.is_empty() { Ok(Some(Arc::new(declared))) } else { Err(invalid(faults)) }

@@ -186,6 +186,11 @@ async fn prepared_statements_take_parameters_and_updates_tell_how_many() {
         let info = prepared.execute().await.unwrap();
         assert_eq!(texts(&fetch(&mut client, info).await.unwrap()), expected);
     }
+    let page: ArrayRef = Arc::new(StringArray::from(vec!["a"]));
+    let wrong: ArrayRef = Arc::new(StringArray::from(vec!["many"]));
+    prepared.set_parameters(RecordBatch::try_from_iter([("1", page), ("2", wrong)]).unwrap()).unwrap();
+    let unfit = refused(prepared.execute().await);
+    assert!(unfit.contains("a value does not fit its type"), "never NULL instead: {unfit}");
     prepared.close().await.unwrap();
 
     assert_eq!(client.execute_update("INSERT INTO names VALUES ('a', 1), ('b', 2)".into(), None).await.unwrap(), 2);

@@ -13,7 +13,6 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
-use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::arrow::record_batch::RecordBatch;
 use datafusion::catalog::CatalogProvider;
@@ -30,6 +29,7 @@ use crate::serve::Database;
 use crate::serve::error::{QueryError, SqlState};
 use crate::serve::session::statement::Statement;
 use crate::serve::session::{Outcome, Prepared, QueryService, Session};
+use crate::serve::values::checked_cast;
 
 /// How long a result waits for its ticket: it holds a snapshot.
 const TICKET_PATIENCE: Duration = Duration::from_secs(60);
@@ -197,9 +197,7 @@ impl Desk {
     /// Who sends these headers, in this transaction.
     pub(super) fn caller(&self, metadata: &MetadataMap, transaction: Option<&[u8]>) -> Result<Caller, Status> {
         if let Some(id) = transaction.filter(|id| !id.is_empty()) {
-            let gone =
-                || Status::not_found("there is no such transaction: it has ended, or nobody used it for too long");
-            let session = self.transactions.get(id).ok_or_else(gone)?;
+            let session = self.transactions.get(id).ok_or_else(no_transaction)?;
             return Ok(Caller { session, standing: Standing::Transacting(Bytes::copy_from_slice(id)) });
         }
         let (session, standing) = match authorization(metadata)? {
@@ -373,12 +371,7 @@ impl Desk {
     }
 
     pub(super) fn end(&self, transaction: &[u8]) -> Result<(), Status> {
-        match self.transactions.take(transaction) {
-            Some(_) => Ok(()),
-            None => {
-                Err(Status::not_found("there is no such transaction: it has ended, or nobody used it for too long"))
-            }
-        }
+        self.transactions.take(transaction).map(drop).ok_or_else(no_transaction)
     }
 
     /// Stops what the tickets of `info` stand for.
@@ -417,12 +410,10 @@ impl Kept {
             }
             let columns = batch.columns().iter().zip(&self.prepared.parameters);
             let columns = columns.map(|(column, known)| match known {
-                Some(known) if known != column.data_type() => cast(column, known),
+                Some(known) if known != column.data_type() => checked_cast(column, known),
                 _ => Ok(Arc::clone(column)),
             });
-            let columns: Vec<_> = columns.collect::<Result<_, _>>().map_err(|error| {
-                QueryError::new(SqlState::INVALID_TEXT, format!("a parameter does not fit its type: {error}"))
-            })?;
+            let columns: Vec<_> = columns.collect::<Result<_, _>>()?;
             for row in 0..batch.num_rows() {
                 let values = columns.iter().map(|column| ScalarValue::try_from_array(column, row));
                 let values: Vec<ScalarValue> = values.collect::<Result<_, _>>()?;
@@ -431,6 +422,10 @@ impl Kept {
         }
         if rows.is_empty() { Err(unbound(wanted)) } else { Ok(rows) }
     }
+}
+
+fn no_transaction() -> Status {
+    Status::not_found("there is no such transaction: it has ended, or nobody used it for too long")
 }
 
 fn unbound(parameters: usize) -> QueryError {

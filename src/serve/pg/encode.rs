@@ -5,9 +5,7 @@ use std::sync::Arc;
 use arrow_pg::datatypes::field_into_pg_type;
 use arrow_pg::encoder::encode_value;
 use datafusion::arrow::array::{Array, ArrayRef, RecordBatch, StringBuilder};
-use datafusion::arrow::compute::{CastOptions, cast_with_options};
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
-use datafusion::arrow::util::display::FormatOptions as ArrowFormat;
 use pgwire::api::Type;
 use pgwire::api::portal::Format;
 use pgwire::api::results::{DataRowEncoder, FieldFormat, FieldInfo};
@@ -15,6 +13,7 @@ use pgwire::error::{PgWireError, PgWireResult};
 use pgwire::messages::data::DataRow;
 
 use crate::serve::error::{QueryError, SqlState};
+use crate::serve::values::checked_cast;
 
 /// How one column is brought to the wire.
 #[derive(Debug, Clone, PartialEq)]
@@ -191,14 +190,6 @@ fn shaped(column: &ArrayRef, shape: &Shape) -> Result<ArrayRef, QueryError> {
         Shape::Cast(target) => checked_cast(column, target),
         Shape::Json => json(column),
     }
-}
-
-fn checked_cast(column: &ArrayRef, target: &DataType) -> Result<ArrayRef, QueryError> {
-    // A value that does not fit is an error, never NULL.
-    let options = CastOptions { safe: false, format_options: ArrowFormat::default() };
-    cast_with_options(column, target, &options).map_err(|error| {
-        QueryError::new(SqlState::NUMERIC_OUT_OF_RANGE, format!("a value does not fit its type: {error}"))
-    })
 }
 
 /// Each value as JSON text.
