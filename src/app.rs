@@ -27,6 +27,7 @@ use crate::kafka::consumer::{self, Intake};
 use crate::kafka::status::IntakeStatus;
 use crate::merge::catalog::Names;
 use crate::merge::census::Census;
+use crate::merge::point::Points;
 use crate::merge::snapshot::{Snapshot, SnapshotCell, StreamSnapshot};
 use crate::metrics::Metrics;
 use crate::position::StreamFrontier;
@@ -276,7 +277,9 @@ impl Core {
         let roster = Arc::new(Roster::default());
         let keep = &config.refresh;
         let legacy = legacy.unwrap_or_else(|| Legacy::new(keep.generations_keep, keep.reconciliations_keep));
+        let points = Points::new(Arc::clone(&batch_engine), workers.tasks(), config.query.index_bytes_max);
         let means = Means {
+            points,
             engine: batch_engine,
             workers,
             storage: storage.clone(),

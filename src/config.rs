@@ -143,6 +143,8 @@ pub struct Query {
     pub threads: usize,
     #[serde(deserialize_with = "size")]
     pub memory_bytes_max: usize,
+    #[serde(deserialize_with = "size")]
+    pub index_bytes_max: usize,
     #[serde(deserialize_with = "duration")]
     pub timeout: Duration,
 }

@@ -13,10 +13,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use datafusion::arrow::record_batch::RecordBatch;
+use datafusion::error::Result;
 
+use crate::engine::keys::KeyIndex;
 use crate::position::Epoch;
 
 pub mod fold;
@@ -55,6 +57,24 @@ pub struct Run {
     pub first: Epoch,
     pub last: Epoch,
     pub states: Arc<RecordBatch>,
+    /// Made when it is first asked for.
+    keys: Arc<OnceLock<KeyIndex>>,
+}
+
+impl Run {
+    fn new(first: Epoch, last: Epoch, states: RecordBatch) -> Self {
+        Self { first, last, states: Arc::new(states), keys: Arc::default() }
+    }
+
+    /// Where the rows of each value of the first column are.
+    pub fn keys(&self) -> Result<&KeyIndex> {
+        if let Some(keys) = self.keys.get() {
+            return Ok(keys);
+        }
+        // Two readers may both make it; they make the same.
+        let keys = KeyIndex::of(self.states.column(0))?;
+        Ok(self.keys.get_or_init(|| keys))
+    }
 }
 
 /// One micro-batch that no archive commit holds yet.
@@ -77,7 +97,7 @@ impl Delta {
     /// The delta after a generation that holds everything up to `base`, with `runs` made from the archive's
     /// epochs after it, up to `committed`.
     pub fn restored(base: Epoch, committed: Epoch, states: BTreeMap<String, RecordBatch>) -> Self {
-        let run = |states: RecordBatch| Run { first: base.next(), last: committed, states: Arc::new(states) };
+        let run = |states: RecordBatch| Run::new(base.next(), committed, states);
         let runs = states
             .into_iter()
             .map(|(view, states)| (view, if states.num_rows() == 0 { vec![] } else { vec![run(states)] }))
@@ -110,8 +130,7 @@ impl Delta {
     ) -> Self {
         let mut next = self.clone();
         for (view, states) in states.into_iter().filter(|(_, states)| states.num_rows() > 0) {
-            let run = Run { first: self.open, last: self.open, states: Arc::new(states) };
-            next.runs.entry(view).or_default().push(run);
+            next.runs.entry(view).or_default().push(Run::new(self.open, self.open, states));
         }
         next.tail.push(Arc::new(Tail { epoch: self.open, events, duplicates, rejects }));
         next
@@ -174,6 +193,11 @@ impl Delta {
         self.runs.get(view).into_iter().flatten().map(|run| run.states.as_ref().clone()).collect()
     }
 
+    /// As [`Self::states`], with what their keys are found by.
+    pub fn runs(&self, view: &str) -> &[Run] {
+        self.runs.get(view).map(Vec::as_slice).unwrap_or_default()
+    }
+
     /// The states alone, for whoever holds them longer than the records are needed.
     #[must_use]
     pub fn without_tail(&self) -> Self {
@@ -229,8 +253,7 @@ impl Delta {
         // A refresh that began meanwhile may have drawn its cut through them.
         let cuttable = self.hold.is_none_or(|hold| last.last <= hold || first.first > hold);
         if intact && cuttable {
-            let run = Run { first: first.first, last: last.last, states: Arc::new(states) };
-            runs.splice(start..end, [run]);
+            runs.splice(start..end, [Run::new(first.first, last.last, states)]);
         }
         next
     }

@@ -33,6 +33,8 @@ mod date_trunc;
 mod exact;
 mod inner;
 mod interval;
+pub mod keys;
+pub mod merger;
 pub mod planner;
 mod quantile;
 mod split;

@@ -6,6 +6,7 @@ pub mod certificate;
 mod conflicts;
 pub mod diff;
 pub mod ordinary;
+pub mod point;
 pub mod provider;
 pub mod reconcile;
 pub mod refreshes;

@@ -143,6 +143,8 @@ pub struct Metrics {
     pub queries: Family<OutcomeLabel, Counter>,
     /// `queries_running`: statements that hold a snapshot right now.
     pub queries_running: Gauge,
+    /// `queries_by_key_total`: those among them that were answered from an index of keys.
+    pub queries_by_key: Counter,
     /// `query_duration_seconds`: from the start of a statement until its last row was produced.
     pub query_duration: Histogram,
 }
@@ -174,6 +176,7 @@ impl Metrics {
             pg_connections_refused: Counter::default(),
             queries: Family::default(),
             queries_running: Gauge::default(),
+            queries_by_key: Counter::default(),
             query_duration: seconds(),
         };
         metrics.register();
@@ -212,6 +215,12 @@ impl Metrics {
     pub fn query(&self, outcome: WorkOutcome, took: Duration) {
         self.queries.get_or_create(&OutcomeLabel { outcome }).inc();
         self.query_duration.observe(took.as_secs_f64());
+    }
+
+    /// Counts one statement that was answered by key.
+    pub fn by_key(&self, took: Duration) {
+        self.queries_by_key.inc();
+        self.query(WorkOutcome::Done, took);
     }
 
     /// All metrics in the OpenMetrics text format.
@@ -264,6 +273,7 @@ impl Metrics {
         );
         r.register("queries", "Statements by outcome", self.queries.clone());
         r.register("queries_running", "Statements that hold a snapshot", self.queries_running.clone());
+        r.register("queries_by_key", "Statements answered from an index of keys", self.queries_by_key.clone());
         r.register_with_unit(
             "query_duration",
             "From the start of a statement until its last row",

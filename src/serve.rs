@@ -20,9 +20,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, TableFunctionImpl};
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
 use tokio::net::TcpListener;
 
+use crate::merge::point::PointQuery;
 use crate::tables::WriteError;
 use crate::tables::change::Change;
 
@@ -43,6 +46,11 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
 
     /// What a catalog that was pinned here holds, and what is missing in it.
     fn certificate(&self, _pinned: &dyn CatalogProvider) -> Option<Certificate> {
+        None
+    }
+
+    /// The query of `plan`, when it can be answered by key without planning it again.
+    async fn by_key(&self, _plan: &LogicalPlan, _state: &SessionState) -> Option<Arc<PointQuery>> {
         None
     }
 

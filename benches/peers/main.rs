@@ -5,6 +5,7 @@
 //! cargo bench --bench peers -- freshness   # acknowledged -> visible
 //! cargo bench --bench peers -- refresh     # beside DuckDB
 //! cargo bench --bench peers -- lambda      # what a refresh, a delta and a restart cost
+//! cargo bench --bench peers -- by_key      # beside PostgreSQL
 //! ```
 //! What they need and what they measure stands in `benches/README.md`.
 #![allow(clippy::unwrap_used, unreachable_pub, missing_debug_implementations)]
@@ -12,6 +13,7 @@
 /// The topic of the shipped profile.
 const TOPIC: &str = "video-views";
 
+mod by_key;
 mod fill;
 mod freshness;
 mod ingest;
@@ -33,6 +35,7 @@ fn main() -> anyhow::Result<()> {
         ["freshness"] => freshness::run(),
         ["refresh"] => refresh::run(),
         ["lambda"] => lambda::run(),
+        ["by_key"] => by_key::run(),
         // A step of `lambda`, in a process of its own, whose memory is its own.
         ["lambda", step, data_dir] => lambda::step(step, data_dir.as_ref()),
         // The peer of `ingest`, in a process of its own.
@@ -41,8 +44,9 @@ fn main() -> anyhow::Result<()> {
             ingest::run()?;
             freshness::run()?;
             refresh::run()?;
-            lambda::run()
+            lambda::run()?;
+            by_key::run()
         }
-        other => anyhow::bail!("{other:?}: choose of ingest, freshness, refresh, lambda"),
+        other => anyhow::bail!("{other:?}: choose of ingest, freshness, refresh, lambda, by_key"),
     }
 }

@@ -94,6 +94,10 @@ impl Server {
         }
     }
 
+    pub fn pg_port(&self) -> u16 {
+        self.pg_port
+    }
+
     /// Largest resident memory so far, in bytes.
     pub fn memory_peak(&self) -> Result<u64> {
         memory_peak(&self.child.id().to_string())
@@ -129,7 +133,7 @@ impl Drop for Server {
     }
 }
 
-fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, TableFunctionImpl};
+use datafusion::execution::SessionState;
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
 use tokio::sync::{mpsc, oneshot};
 
@@ -20,6 +22,7 @@ use crate::engine::Engine;
 use crate::kafka::status::IntakeStatus;
 use crate::merge::catalog::PinnedCatalog;
 use crate::merge::diff::ViewDiff;
+use crate::merge::point::PointQuery;
 use crate::merge::snapshot::SnapshotCell;
 use crate::merge::system::{self, Surroundings};
 use crate::runtime::Health;
@@ -136,6 +139,17 @@ impl Database for Merged {
             complete: certificate.complete,
             json: certificate.json(),
         })
+    }
+
+    async fn by_key(&self, plan: &LogicalPlan, state: &SessionState) -> Option<Arc<PointQuery>> {
+        let points = self.open.load().refresher.points();
+        match PointQuery::of(&points, plan, state).await {
+            Ok(query) => query.map(Arc::new),
+            Err(error) => {
+                tracing::debug!(%error, "a query is left to the general path");
+                None
+            }
+        }
     }
 
     fn session(&self) -> SessionContext {

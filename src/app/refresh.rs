@@ -21,6 +21,7 @@ use crate::delta::Delta;
 use crate::engine::Engine;
 use crate::ingest::roster::{Entry, Roster};
 use crate::merge::catalog::Names;
+use crate::merge::point::Points;
 use crate::merge::reconcile::history::History;
 use crate::merge::refreshes::{Asked, Refreshes};
 use crate::merge::snapshot::{Snapshot, SnapshotCell};
@@ -58,6 +59,8 @@ pub struct Means {
     pub shutdown: Shutdown,
     /// Generations that can be read, the newest among them.
     pub generations_max: usize,
+    /// What looks keys up in generations.
+    pub points: Arc<Points>,
     pub cut: Cut,
 }
 
@@ -151,6 +154,12 @@ impl Workers {
     }
 }
 
+impl Workers {
+    pub fn tasks(&self) -> tokio::runtime::Handle {
+        self.tasks.clone()
+    }
+}
+
 impl Drop for Workers {
     fn drop(&mut self) {
         if let Some(runtime) = self.own.take() {
@@ -234,6 +243,11 @@ impl Refresher {
     ) -> tokio::task::JoinHandle<()> {
         let _entered = self.means.workers.tasks.enter();
         crate::runtime::spawn(name, health, work)
+    }
+
+    /// What looks keys up in the generations that this makes.
+    pub fn points(&self) -> Arc<Points> {
+        Arc::clone(&self.means.points)
     }
 
     /// The engine for batch work.
@@ -453,6 +467,7 @@ impl Refresher {
             }
         };
         let next = Arc::new(made.generation.clone());
+        self.means.points.prepare(&next, &names).await;
         let claimed = self.means.cut.applied(&next, &cell.load());
         cell.update(|snapshot| {
             let mut next = Names::clone(&names);
@@ -472,6 +487,7 @@ impl Refresher {
         self.means.roster.want(entries(&names, None));
         self.means.metrics.generation.set(i64::try_from(next.id.0).unwrap_or(i64::MAX));
         tracing::info!(generation = next.id.0, took = ?began.elapsed(), "generation published");
+        self.means.points.forget_all_but(&next);
         self.shelve(&mut running, &next);
         self.legacy.refreshes.published(next.id);
         // Readers have it; only now its two computations are compared, and nobody needs to wait for that.

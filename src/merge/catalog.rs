@@ -15,6 +15,7 @@ use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableType, ident, lit};
 use super::certificate::Certificate;
 use super::conflicts::{CONFLICTS, conflicts, with_counted};
 use super::ordinary::PlannedView;
+use super::point::{Half, StatesOf};
 use super::provider::{PlanTable, UnionTable, in_memory};
 use super::snapshot::{Snapshot, StreamSnapshot};
 use super::system::{self, Surroundings};
@@ -172,6 +173,11 @@ impl PinnedCatalog {
             return plan_err!("version {number} of view {view} does not show {hidden}, by which it is grouped");
         }
         Ok(schema.view(&name)?.map(|table| VersionTable { table, keys }))
+    }
+
+    /// The snapshot, unless something else is read than the present.
+    pub(super) fn present(&self) -> Option<&Snapshot> {
+        (self.as_of.is_none() && self.numbered.is_none()).then_some(&self.snapshot)
     }
 
     fn pinned(&self, kind: SchemaKind) -> PinnedSchema {
@@ -365,8 +371,14 @@ impl PinnedSchema {
         if parts.is_empty() {
             parts.push(in_memory(&schema, [])?);
         }
+        let half = match self.kind {
+            SchemaKind::Batch => Half::Batch,
+            SchemaKind::Speed => Half::Speed,
+            _ => Half::Both,
+        };
+        let of = StatesOf { called: name.to_owned(), instance: instance.clone(), view: Arc::clone(view), half };
         let plan = view
-            .merge_plan(Arc::new(UnionTable::new(schema, parts)))
+            .merge_plan(Arc::new(UnionTable::of_states(of, parts)))
             .map_err(|error| DataFusionError::External(Box::new(error)))?;
         Ok(Some(Arc::new(PlanTable::new(plan))))
     }

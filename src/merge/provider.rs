@@ -12,6 +12,7 @@ use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, TableProvi
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::union::UnionExec;
 
+use super::point::StatesOf;
 use crate::storage::scan::fitted_columns;
 
 /// The rows of all parts, which have the same columns.
@@ -19,11 +20,21 @@ use crate::storage::scan::fitted_columns;
 pub struct UnionTable {
     schema: SchemaRef,
     parts: Vec<Arc<dyn TableProvider>>,
+    states: Option<StatesOf>,
 }
 
 impl UnionTable {
     pub fn new(schema: SchemaRef, parts: Vec<Arc<dyn TableProvider>>) -> Self {
-        Self { schema, parts }
+        Self { schema, parts, states: None }
+    }
+
+    /// The states of a view, which can be found by key too.
+    pub fn of_states(states: StatesOf, parts: Vec<Arc<dyn TableProvider>>) -> Self {
+        Self { schema: states.view.state_schema(), parts, states: Some(states) }
+    }
+
+    pub fn states(&self) -> Option<&StatesOf> {
+        self.states.as_ref()
     }
 }
 

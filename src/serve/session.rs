@@ -8,6 +8,7 @@ pub mod cursor;
 mod dialect;
 pub mod functions;
 mod guard;
+mod known;
 mod names;
 mod psql;
 mod run;
@@ -18,8 +19,9 @@ pub mod write;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
-use datafusion::arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray};
+use datafusion::arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, StringArray};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
 use datafusion::catalog::CatalogProvider;
@@ -33,6 +35,7 @@ use tokio::sync::watch;
 use self::copy::Copy;
 use self::cursor::{Cursor, CursorStatement};
 use self::functions::{Identity, Relation};
+use self::known::Known;
 use self::run::Work;
 pub use self::run::{Encode, Planned, ROWS_PER_PIECE, Rows, Stop};
 use self::settings::{AS_OF, READ_ONLY};
@@ -42,6 +45,7 @@ use self::system::System;
 use self::write::WriteKind;
 use super::error::{QueryError, SqlState};
 use super::{Database, Limits, ServeError, ViewChange};
+use crate::merge::point::PointQuery;
 use crate::metrics::Metrics;
 
 /// What `SHOW` answers with the certificate of the snapshot.
@@ -54,6 +58,7 @@ pub struct QueryService {
     template: SessionState,
     system: System,
     parser: StatementParser,
+    known: Known,
     limits: Limits,
     queries: Handle,
     metrics: Arc<Metrics>,
@@ -70,7 +75,7 @@ impl QueryService {
         let (system, template) =
             System::new(Arc::clone(&database)).map_err(|error| ServeError::Catalog(Box::new(error)))?;
         let parser = StatementParser::new(&limits);
-        Ok(Arc::new(Self { database, template, system, parser, limits, queries, metrics }))
+        Ok(Arc::new(Self { database, template, system, parser, known: Known::default(), limits, queries, metrics }))
     }
 
     pub fn limits(&self) -> &Limits {
@@ -143,6 +148,8 @@ pub struct Prepared {
     pub schema: Option<SchemaRef>,
     /// Types of `$1`, `$2`, ...; None where the statement does not say.
     pub parameters: Vec<Option<DataType>>,
+    /// How it is answered when it asks for few keys of one view.
+    by_key: Option<Arc<PointQuery>>,
 }
 
 /// What executing a statement gives.
@@ -212,13 +219,29 @@ impl Session {
         matches!(self.transaction, Transaction::Open(_))
     }
 
+    /// What was prepared of this text before, by anybody, and would be prepared again.
+    pub fn known(&mut self, sql: &str) -> Option<Arc<Prepared>> {
+        let pinned = self.pin().ok()?;
+        self.service.known.get(&self.settings.default_schema(), sql, pinned.as_ref())
+    }
+
+    /// Keeps what was prepared of a text, where it serves others.
+    pub fn keep(&self, sql: &str, prepared: &Arc<Prepared>) {
+        self.service.known.keep(&self.settings.default_schema(), sql, prepared);
+    }
+
     /// Finds the types of a statement's parameters and results.
     pub async fn prepare(&mut self, statement: Statement) -> Result<Prepared, QueryError> {
+        let mut by_key = None;
         let (schema, parameters) = match &statement {
             Statement::Query(query) => {
                 let planned = self.plan(query, None).await?;
-                let schema = Arc::new(planned.plan.schema().as_arrow().clone());
-                (Some(shown_schema(query, schema)), parameter_types(query, &planned.plan)?)
+                let schema = shown_schema(query, Arc::new(planned.plan.schema().as_arrow().clone()));
+                let parameters = parameter_types(query, &planned.plan)?;
+                if query.tag == "SELECT" && !query.catalog {
+                    by_key = self.by_key(planned).await?.filter(|by_key| same_types(&by_key.schema(), &schema));
+                }
+                (Some(schema), parameters)
             }
             Statement::Copy(Copy { query, .. }) => {
                 let planned = self.plan(query, None).await?;
@@ -241,26 +264,54 @@ impl Session {
             }
             _ => (None, Vec::new()),
         };
-        Ok(Prepared { statement, schema, parameters })
+        Ok(Prepared { statement, schema, parameters, by_key })
     }
 
-    /// Runs a statement. `promised` is the result's schema when it was described before; the result is cast
-    /// to it. `encode` makes the encoder for the result's schema.
+    /// How a planned query is answered by key; None when it is not for few keys of one view.
+    async fn by_key(&self, planned: Planned) -> Result<Option<Arc<PointQuery>>, QueryError> {
+        let database = Arc::clone(&self.service.database);
+        let work = async move { database.by_key(&planned.plan, &planned.state).await };
+        Work::start(&self.service.queries, work).finish().await
+    }
+
+    /// The answer by key, of the schema that was described; None when the general path is to give it.
+    fn look_up(
+        &mut self,
+        prepared: &Prepared,
+        parameters: Option<&ParamValues>,
+    ) -> Result<Option<RecordBatch>, QueryError> {
+        let (Some(query), Some(schema)) = (&prepared.by_key, &prepared.schema) else { return Ok(None) };
+        let began = Instant::now();
+        let pinned = self.pin()?;
+        let Some(rows) = query.answer(pinned.as_ref(), parameters)? else { return Ok(None) };
+        self.service.metrics.by_key(began.elapsed());
+        let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+        let rows = RecordBatch::try_new_with_options(Arc::clone(schema), rows.columns().to_vec(), &options);
+        rows.map(Some).map_err(|error| QueryError::internal(error.to_string()))
+    }
+
+    /// Runs a statement. The result of one that was `prepared` has the columns that were described then. `encode` makes
+    /// the encoder for the result's schema.
     pub async fn execute<T, F>(
         &mut self,
         statement: &Statement,
         parameters: Option<ParamValues>,
-        promised: Option<&SchemaRef>,
+        prepared: Option<&Prepared>,
         encode: F,
     ) -> Result<Outcome<T>, QueryError>
     where
         T: Send + 'static,
         F: FnOnce(&SchemaRef) -> Result<Encode<T>, QueryError>,
     {
+        if let Some(prepared) = prepared
+            && let Some(batch) = self.look_up(prepared, parameters.as_ref())?
+        {
+            return Ok(Outcome::Table { batch, tag: "SELECT" });
+        }
         match statement {
             Statement::Query(query) | Statement::Copy(Copy { query, .. }) => {
                 let planned = self.plan(query, parameters).await?;
-                let planned = match promised {
+                let planned = match prepared.and_then(|prepared| prepared.schema.as_ref()) {
                     Some(promised) if query.tag == "SELECT" => keep_promise(planned, promised)?,
                     _ => planned,
                 };
@@ -478,6 +529,11 @@ impl Session {
     }
 }
 
+fn same_types(one: &SchemaRef, other: &SchemaRef) -> bool {
+    let (one, other) = (one.fields(), other.fields());
+    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.data_type() == other.data_type())
+}
+
 fn tag(change: &ViewChange) -> &'static str {
     match change {
         ViewChange::Create { .. } => "CREATE MATERIALIZED VIEW",
@@ -566,8 +622,7 @@ fn keep_promise(planned: Planned, promised: &SchemaRef) -> Result<Planned, Query
     if own.fields().len() != promised.fields().len() {
         return Err(QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, "cached plan must not change result type"));
     }
-    let same = own.fields().iter().zip(promised.fields()).all(|(a, b)| a.data_type() == b.data_type());
-    if same {
+    if same_types(own.inner(), promised) {
         return Ok(Planned { plan, state, pinned });
     }
     let casts: Vec<Expr> = own

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod brokers;
+mod by_key;
 mod damage;
 mod definitions;
 mod disk;

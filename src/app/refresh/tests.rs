@@ -11,6 +11,7 @@ use crate::archive::{Archive, Kind};
 use crate::batch::shelf::AsOf;
 use crate::config::Config;
 use crate::delta::fold;
+use crate::merge::point::Points;
 use crate::merge::reconcile::history::Outcome;
 use crate::merge::snapshot::{Snapshot, StreamSnapshot};
 use crate::position::{Epoch, Offset, PartitionId, StreamFrontier, TopicIdentity};
@@ -58,9 +59,11 @@ async fn stage(faulty: Arc<FaultyStore>, generations_max: usize) -> Stage {
     let stream = &declared.names.streams["clicks"];
     let archive = Archive::open(&storage, "clicks", stream.archive_schema()).await.unwrap();
     let health = Health::default();
+    let workers = Workers::start(2).unwrap();
     let means = Means {
+        points: Points::new(Arc::clone(&engine), workers.tasks(), 0),
         engine: Arc::clone(&engine),
-        workers: Workers::start(2).unwrap(),
+        workers,
         storage: storage.clone(),
         roster: Arc::default(),
         clock: Arc::new(SystemClock),

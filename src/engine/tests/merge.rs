@@ -15,6 +15,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 use super::*;
+use crate::engine::merger::Merger;
 use crate::engine::state::TableRows;
 use crate::engine::unbound::Unbound;
 
@@ -195,7 +196,18 @@ impl Run {
             let combined = self.states(plan).await;
             stored.insert(from.min(stored.len()), combined);
         }
-        self.collect(self.view.merge_plan(mem(schema, stored)).unwrap()).await
+        let merged = self.collect(self.view.merge_plan(mem(Arc::clone(&schema), stored.clone())).unwrap()).await;
+        // And without the planner, as rows are that are found by their key.
+        match Merger::of(&self.engine, &self.view).await.unwrap() {
+            Some(merger) => {
+                let states = concat_batches(&schema, stored.iter().flatten()).unwrap();
+                let found = merger.merge(states).unwrap();
+                assert_eq!(found.schema().fields(), self.view.final_schema().fields());
+                assert_eq!(rows_of(&[found]), rows_of(&merged), "{}", self.view.name());
+            }
+            None => assert_eq!(self.view.group_columns(), 0, "every view with a key can be read by key"),
+        }
+        merged
     }
 }
 

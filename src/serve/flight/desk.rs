@@ -270,11 +270,11 @@ impl Desk {
         &self,
         order: Order,
     ) -> Result<(Outcome<RecordBatch>, crate::serve::session::Stop), QueryError> {
-        let Order { session, prepared: Prepared { statement, schema, .. }, values, .. } = order;
+        let Order { session, prepared, values, .. } = order;
         let patience = self.service.limits().write_timeout;
         let mut session = session.lock().await;
-        let mut stop = session.stop(&statement);
-        let work = session.execute(&statement, values, schema.as_ref(), |_| Ok(as_they_are(patience)));
+        let mut stop = session.stop(&prepared.statement);
+        let work = session.execute(&prepared.statement, values, Some(&prepared), |_| Ok(as_they_are(patience)));
         let outcome = stop.race(work).await??;
         Ok((outcome, stop))
     }

@@ -99,7 +99,7 @@ impl Queries {
             *described = Arc::clone(encoder.infos());
             Ok(Encode::new(ROWS_PER_PIECE, move |batch| encoder.encode(&batch)))
         };
-        let work = session.execute(statement, bound.parameters, bound.promised, encoder);
+        let work = session.execute(statement, bound.parameters, bound.prepared, encoder);
         let outcome = stop.race(work).await.and_then(|done| done).map_err(wire)?;
         let failed = client.transaction_status() == TransactionStatus::Error;
         Ok(match outcome {
@@ -184,7 +184,7 @@ impl Queries {
 /// What an execution is bound to.
 struct Bound<'a> {
     parameters: Option<ParamValues>,
-    promised: Option<&'a SchemaRef>,
+    prepared: Option<&'a Prepared>,
     format: &'a Format,
 }
 
@@ -210,7 +210,7 @@ impl SimpleQueryHandler for Queries {
                 self.copy_out(client, &connection, statement, copy, None, &mut stop).await?;
                 continue;
             }
-            let bound = Bound { parameters: None, promised: None, format: &Format::UnifiedText };
+            let bound = Bound { parameters: None, prepared: None, format: &Format::UnifiedText };
             match self.start(client, &connection, statement, bound, &mut stop).await? {
                 Started::Rows { infos, mut rows, tag } => {
                     let fields = infos.iter().map(Into::into).collect();
@@ -330,8 +330,7 @@ impl ExtendedQueryHandler for Queries {
                 client.set_state(PgWireConnectionState::ReadyForQuery);
                 return Ok(());
             }
-            let bound =
-                Bound { parameters, promised: prepared.schema.as_ref(), format: &portal.result_column_format };
+            let bound = Bound { parameters, prepared: Some(prepared), format: &portal.result_column_format };
             match self.start(client, &connection, &prepared.statement, bound, &mut stop).await? {
                 Started::Rows { infos, rows, tag } => {
                     let mut response = QueryResponse::new(infos, rows);
@@ -495,6 +494,10 @@ impl QueryParser for Preparing {
     {
         let connection = connection(client)?;
         let mut session = connection.session.lock().await;
+        if let Some(known) = session.known(sql) {
+            check_status(client.transaction_status(), &known.statement)?;
+            return Ok(Some(known));
+        }
         let mut statements = session.parse(sql).await.map_err(wire)?.into_iter();
         let Some(statement) = statements.next() else { return Ok(None) };
         if statements.next().is_some() {
@@ -506,7 +509,9 @@ impl QueryParser for Preparing {
         check_status(client.transaction_status(), &statement)?;
         let mut stop = session.stop(&statement);
         let prepared = stop.race(session.prepare(statement)).await.and_then(|done| done).map_err(wire)?;
-        Ok(Some(Arc::new(prepared)))
+        let prepared = Arc::new(prepared);
+        session.keep(sql, &prepared);
+        Ok(Some(prepared))
     }
 
     fn get_parameter_types(&self, statement: &Self::Statement) -> PgWireResult<Vec<Type>> {

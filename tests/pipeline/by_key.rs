@@ -1,0 +1,219 @@
+//! Lookups by key: the answer of the index is the answer of the planner, in the same snapshot.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+use crate::server::{Ask, Server};
+use crate::world::{World, click, clicks};
+
+/// Statements with the values of `$1`, all of which are texts.
+const LOOKUPS: [(&str, &[&str]); 16] = [
+    ("SELECT * FROM pages WHERE page = $1", &["a", "b", "nowhere", ""]),
+    ("SELECT total, spent / total AS mine, page FROM pages WHERE $1 = page", &["a", "c"]),
+    ("SELECT p.total AS t FROM pages p WHERE p.page IN ($1, 'b', 'b', NULL)", &["a", "b", "x"]),
+    ("SELECT * FROM pages WHERE page = $1 AND total > 1", &["a", "d"]),
+    ("SELECT * FROM pages WHERE page IN ('a', 'b') AND page = $1", &["a", "c"]),
+    ("SELECT page, total FROM pages WHERE page = $1 OR page = 'c' ORDER BY total DESC, page LIMIT 1", &["a", "b"]),
+    ("SELECT upper(page) AS up, mean, visitors FROM batch.pages WHERE page = $1", &["a", "d", "e"]),
+    ("SELECT * FROM speed.pages WHERE page = $1", &["a", "d", "e"]),
+    ("SELECT hour, total FROM page_hours WHERE page = $1 ORDER BY hour DESC LIMIT 5 OFFSET 1", &["a", "b"]),
+    ("SELECT * FROM page_hours WHERE page = $1 AND hour = TIMESTAMPTZ '2026-01-31T12:00:00Z'", &["a", "d"]),
+    ("SELECT count(*) FROM pages WHERE page = $1", &["a", "x"]),
+    ("SELECT * FROM pages WHERE page = $1 AND total = (SELECT max(total) FROM pages)", &["a", "b"]),
+    ("SELECT p.page, q.total FROM pages p JOIN batch.pages q ON p.page = q.page WHERE p.page = $1", &["a"]),
+    ("SELECT * FROM pages WHERE page > $1 ORDER BY page", &["a"]),
+    ("SELECT * FROM pages WHERE NOT page = $1 ORDER BY page", &["a"]),
+    ("SELECT page FROM (SELECT page, total FROM pages WHERE page = $1) x WHERE total > 0", &["a", "x"]),
+];
+/// So many of them, from the first, are answered by key.
+const BY_KEY: usize = 10;
+
+fn texts(messages: Vec<SimpleQueryMessage>) -> Vec<String> {
+    let line = |message| match message {
+        SimpleQueryMessage::Row(row) => {
+            let cells = (0..row.len()).map(|cell| row.get(cell).unwrap_or("-").to_owned());
+            Some(cells.collect::<Vec<_>>().join("|"))
+        }
+        _ => None,
+    };
+    messages.into_iter().filter_map(line).collect()
+}
+
+/// The number of statements that were answered by key so far.
+async fn answered_by_key(ask: &Ask) -> usize {
+    let (_, text) = ask.get("/metrics").await.unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("queries_by_key_total "));
+    line.unwrap_or_else(|| panic!("no such metric:\n{text}")).parse().unwrap()
+}
+
+/// The rows of a prepared statement, shown as a simple query shows them.
+async fn looked_up(client: &Client, sql: &str, value: &str) -> Vec<String> {
+    let statement =
+        client.prepare_typed(sql, &[Type::TEXT]).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    let parameters: [&(dyn ToSql + Sync); 1] = [&value];
+    let rows = client.query(&statement, &parameters).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    rows.iter().map(|row| (0..row.len()).map(|cell| shown(row, cell)).collect::<Vec<_>>().join("|")).collect()
+}
+
+fn shown(row: &tokio_postgres::Row, cell: usize) -> String {
+    let text = match *row.columns()[cell].type_() {
+        Type::INT8 => row.get::<_, Option<i64>>(cell).map(|value| value.to_string()),
+        Type::INT4 => row.get::<_, Option<i32>>(cell).map(|value| value.to_string()),
+        Type::FLOAT8 => row.get::<_, Option<f64>>(cell).map(|value| format!("{value:?}")),
+        Type::TIMESTAMPTZ => row
+            .get::<_, Option<std::time::SystemTime>>(cell)
+            .map(|at| chrono::DateTime::<chrono::Utc>::from(at).format("%Y-%m-%d %H:%M:%S%.6f+00").to_string()),
+        Type::NUMERIC => row.get::<_, Option<Digits>>(cell).map(|digits| digits.0),
+        _ => row.get::<_, Option<String>>(cell),
+    };
+    text.unwrap_or_else(|| "-".to_owned())
+}
+
+/// A numeric in the text that simple queries show.
+struct Digits(String);
+
+impl<'a> tokio_postgres::types::FromSql<'a> for Digits {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        let word = |at: usize| i16::from_be_bytes([raw[2 * at], raw[2 * at + 1]]);
+        let (groups, weight, negative, scale) = (word(0), word(1), word(2) != 0, word(3));
+        let digit = |place: i16| match weight - place {
+            at if (0..groups).contains(&at) => word(4 + usize::try_from(at).unwrap()),
+            _ => 0,
+        };
+        let whole: String = (0..=weight.max(0)).rev().map(|place| format!("{:04}", digit(place))).collect();
+        let fraction: String = (1..=4 + scale / 4).map(|place| format!("{:04}", digit(-place))).collect();
+        let whole = whole.trim_start_matches('0');
+        let mut text = if whole.is_empty() { "0".to_owned() } else { whole.to_owned() };
+        if scale > 0 {
+            text = format!("{text}.{}", &fraction[..usize::try_from(scale).unwrap()]);
+        }
+        Ok(Self(if negative { format!("-{text}") } else { text }))
+    }
+
+    fn accepts(of: &Type) -> bool {
+        *of == Type::NUMERIC
+    }
+}
+
+/// Every lookup gives what the planner gives for the same values, in one snapshot. Returns how many were asked.
+async fn compare(ask: &Ask, lookups: &[(&str, &[&str])]) -> usize {
+    let client = ask.connect().await.unwrap();
+    let mut asked = 0;
+    client.batch_execute("BEGIN").await.unwrap();
+    for (sql, values) in lookups {
+        for value in *values {
+            let found = looked_up(&client, sql, value).await;
+            let planned = texts(client.simple_query(&sql.replace("$1", &format!("'{value}'"))).await.unwrap());
+            let (mut found, mut planned) = (found, planned);
+            if !sql.contains("ORDER BY") {
+                found.sort();
+                planned.sort();
+            }
+            assert_eq!(found, planned, "{sql} with {value}");
+            asked += 1;
+        }
+    }
+    client.batch_execute("COMMIT").await.unwrap();
+    asked
+}
+
+/// Asks until the index is there: the first lookup only calls for it.
+async fn until_indexed(ask: &Ask) {
+    let client = ask.connect().await.unwrap();
+    let began = Instant::now();
+    for table in ["pages", "page_hours"] {
+        let sql = format!("SELECT page FROM {table} WHERE page = $1");
+        loop {
+            let before = answered_by_key(ask).await;
+            looked_up(&client, &sql, "a").await;
+            if answered_by_key(ask).await > before {
+                break;
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "{table} is not looked up by key");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+async fn filled(world: &World) -> Server {
+    let server = world.serve().await;
+    world.kafka.write(clicks("first", 0, 9));
+    server.until_passed(9).await;
+    server.until_archived().await;
+    server.refresh().await;
+    world.kafka.write(clicks("second", 1, 6));
+    world.kafka.write(vec![(1, click("d-1", "d", 600))]);
+    server.until_passed(16).await;
+    server
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lookup_by_key_is_what_the_planner_gives() {
+    let world = World::new(2).await;
+    let server = filled(&world).await;
+    until_indexed(&server).await;
+    let before = answered_by_key(&server).await;
+    let asked = compare(&server, &LOOKUPS[..BY_KEY]).await;
+    assert_eq!(answered_by_key(&server).await - before, asked, "each of these is answered by key");
+    let before = answered_by_key(&server).await;
+    compare(&server, &LOOKUPS[BY_KEY..LOOKUPS.len() - 1]).await;
+    assert_eq!(answered_by_key(&server).await, before, "none of these is");
+    compare(&server, &LOOKUPS).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lookups_agree_with_the_planner_while_records_and_generations_come() {
+    let world = World::new(2).await;
+    let server = filled(&world).await;
+    until_indexed(&server).await;
+    let ask = *server;
+    let before = answered_by_key(&ask).await;
+    let done = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stop = std::sync::Arc::clone(&done);
+    let reader = tokio::spawn(async move {
+        let mut asked = 0;
+        while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            asked += compare(&ask, &LOOKUPS[..BY_KEY]).await;
+        }
+        asked
+    });
+    for round in 0..8 {
+        world.kafka.write(clicks(&format!("round-{round}"), round % 2, 30));
+        server.until_passed(16 + 30 * (usize::try_from(round).unwrap() + 1)).await;
+        if round % 2 == 0 {
+            server.until_archived().await;
+            server.refresh().await;
+        }
+    }
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    let asked = reader.await.unwrap();
+    let planned = asked - (answered_by_key(&ask).await - before);
+    // A transaction that outlives its generation: four were published.
+    let in_one: usize = LOOKUPS[..BY_KEY].iter().map(|(_, values)| values.len()).sum();
+    assert!(planned <= 4 * in_one, "{planned} of {asked} lookups were left to the planner");
+    assert!(asked > 8 * in_one, "{asked} lookups are too few to tell");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prepared_lookup_follows_a_view_that_is_replaced() {
+    let world = World::new(2).await;
+    let server = filled(&world).await;
+    until_indexed(&server).await;
+    let client = server.connect().await.unwrap();
+    let statement = client.prepare("SELECT total FROM pages WHERE page = $1").await.unwrap();
+    let total = async || client.query_one(&statement, &[&"a"]).await.unwrap().get::<_, i64>(0);
+    assert_eq!(total().await, 5);
+    server
+        .rows(
+            "CREATE OR REPLACE MATERIALIZED VIEW pages AS SELECT page, 10 * count(*) AS total FROM raw.clicks \
+             GROUP BY page",
+        )
+        .await;
+    server.rows("ALTER MATERIALIZED VIEW pages SET (version = 2)").await;
+    assert_eq!(total().await, 50, "the new version answers");
+    client.batch_execute("SET viewledger.as_of = '1'").await.unwrap();
+    let old = client.query("SELECT total FROM pages WHERE page = $1", &[&"a"]).await.unwrap();
+    assert_eq!(old[0].get::<_, i64>(0), 3, "an old generation is read as it was");
+}
