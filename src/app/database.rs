@@ -18,6 +18,7 @@ use crate::batch;
 use crate::batch::shelf::AsOf;
 use crate::engine::Engine;
 use crate::kafka::status::IntakeStatus;
+use crate::merge::audit;
 use crate::merge::catalog::PinnedCatalog;
 use crate::merge::diff::ViewDiff;
 use crate::merge::snapshot::SnapshotCell;
@@ -90,6 +91,7 @@ impl Open {
             refreshes: core.refresher.refreshes(),
             census: Arc::clone(&core.census),
             tables: core.references.logs.clone(),
+            seals: Arc::clone(&core.seals),
         };
         Self {
             engine: Arc::clone(&core.engine),
@@ -211,6 +213,7 @@ impl Database for Merged {
             }
             "raw" | "quarantine" => declared.names.streams.get(table)?.comment.clone(),
             "system" => system::TABLES.iter().find(|(name, _)| *name == table).map(|(_, text)| (*text).to_owned()),
+            "audit" => audit::TABLES.iter().find(|(name, _)| *name == table).map(|(_, text)| (*text).to_owned()),
             _ => None,
         }
     }
