@@ -3,9 +3,7 @@
 
     verify_proof.py --key PUBLIC_KEY proof.json      that a record was in the archive when it was sealed
     verify_proof.py --key PUBLIC_KEY seals/*.json    that seals are signed, and that the archive only grew
-
-Ed25519 is the verification of RFC 8032, 5.1.7, written out below. docs/audit.md says what the bytes are.
-"""
+Ed25519 is the verification of RFC 8032, 5.1.7, written out below. docs/audit.md says what the bytes are."""
 import argparse, datetime, hashlib, json, re, struct, sys
 
 P, L = 2**255 - 19, 2**252 + 27742317777372353535851937790883648493
@@ -18,8 +16,7 @@ def require(fine, fault):
         sys.exit(f"NOT PROVEN: {fault}")
 
 def point(data):
-    number = int.from_bytes(data, "little")
-    y, sign = number & (2**255 - 1), number >> 255
+    y, sign = int.from_bytes(data, "little") & (2**255 - 1), data[-1] >> 7
     square = (y * y - 1) * pow(D * y * y + 1, -1, P) % P
     x = pow(square, (P + 3) // 8, P)
     x = x if (x * x - square) % P == 0 else x * pow(2, (P - 1) // 4, P) % P
@@ -42,8 +39,8 @@ def require_signed(seal, key):
     r, s = signature[:32], int.from_bytes(signature[32:], "little")
     h = int.from_bytes(hashlib.sha512(r + key + DOMAIN + text).digest(), "little") % L
     base = point((4 * pow(5, -1, P) % P).to_bytes(32, "little"))
-    good = len(key) == 32 and len(signature) == 64 and s < L
-    require(good and times(s, base) == add(point(r), times(h, point(key))), "a seal is not signed with the key")
+    require(len(key) == 32 and len(signature) == 64 and s < L, "a key or signature has a wrong length")
+    require(times(s, base) == add(point(r), times(h, point(key))), "a seal is not signed with the key")
     return json.loads(text)
 
 def sha256(*parts):
@@ -74,7 +71,6 @@ def consistent(path, older, newer):
     return m < n and climb(path, at, last, first, first) == roots
 
 def kind(text):
-    """A type from the beginning of `text`, and what is behind it."""
     if text.startswith("list<"):
         item, rest = kind(text[5:])
         return ("list", item), rest[1:]
@@ -89,7 +85,6 @@ def kind(text):
     return name, text[len(name):]
 
 def value(kind, data):
-    """The first value of `data`, and what is behind it."""
     if data[0] == 0:
         return None, data[1:]
     data, size = data[1:], int.from_bytes(data[1:5], "big")
@@ -97,8 +92,7 @@ def value(kind, data):
         size = struct.calcsize(FIXED[kind])
         return struct.unpack(FIXED[kind], data[:size])[0], data[size:]
     if kind in ("text", "bytes"):
-        text = data[4:4 + size]
-        return text.decode() if kind == "text" else text.hex(), data[4 + size:]
+        return data[4:4 + size].decode() if kind == "text" else data[4:4 + size].hex(), data[4 + size:]
     if kind[0] in ("list", "struct"):
         fields, data = (kind[1], data) if kind[0] == "struct" else (enumerate([kind[1]] * size), data[4:])
         shown = {}
@@ -121,16 +115,16 @@ def check_proof(proof, key):
         shown[name], record = value(kind(text)[0], record)
     require((shown["_partition"], shown["_offset"]) == place and not record, "the record is another one")
     at = datetime.datetime.fromtimestamp(sealed["sealed_at"] / 1e6, datetime.timezone.utc)
-    print(json.dumps(shown, indent=1, ensure_ascii=False))
-    print(f"PROVEN: in {proof['stream']}, partition {place[0]}, offset {place[1]}, at seal {sealed['seal']} of {at}")
+    where = f"{proof['stream']}, partition {place[0]}, offset {place[1]}, at seal {sealed['seal']} of {at}"
+    print(json.dumps(shown, indent=1, ensure_ascii=False), f"PROVEN: in {where}", sep="\n")
 
 def check_seals(seals, key):
     older, before = {"seal": -1}, ""
     for seal in sorted(seals, key=lambda seal: json.loads(seal["statement"])["seal"]):
         newer = require_signed(seal, key)
         if newer["seal"] == older["seal"] + 1:
-            fine = newer["previous"] == sha256(before.encode()).hex()
-            require(fine, f"seal {newer['seal']} does not follow the one before it")
+            follows = newer["previous"] == sha256(before.encode()).hex()
+            require(follows, f"seal {newer['seal']} does not follow the one before it")
             for name, tree in older["streams"].items():
                 fine = name in newer["streams"] and consistent(seal["consistency"].get(name, []), tree, newer["streams"][name])
                 require(fine, f"{name} did not only grow up to seal {newer['seal']}")
@@ -142,14 +136,14 @@ def check_seals(seals, key):
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--key", required=True, type=bytes.fromhex, help="public key, 64 hexadecimal digits")
-    arguments.add_argument("files", nargs="+", type=argparse.FileType())
+    arguments.add_argument("files", nargs="+", help="a proof, or seals")
     given = arguments.parse_args()
     try:
-        documents = [json.load(file) for file in given.files]
-        seals = [document for document in documents if "record" not in document]
-        for proof in filter(lambda document: "record" in document, documents):
+        documents = [json.load(open(path, encoding="utf-8")) for path in given.files]
+        proofs = [document for document in documents if "record" in document]
+        for proof in proofs:
             check_proof(proof, given.key)
-        if seals:
-            check_seals(seals, given.key)
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError, struct.error) as error:
+        if len(proofs) < len(documents):
+            check_seals([document for document in documents if "record" not in document], given.key)
+    except (OSError, KeyError, IndexError, ValueError, TypeError, AttributeError, struct.error) as error:
         sys.exit(f"NOT PROVEN: not readable: {error!r}")

@@ -103,9 +103,10 @@ pub fn coordinates(path: &Path) -> Vec<(i32, i64)> {
     partitions.values().iter().copied().zip(offsets.values().iter().copied()).collect()
 }
 
-/// Removes the first event of partition 0, and has commits and ledger say that it never was.
+/// Removes an early event of partition 0 that no duplicate is one of, and has commits and ledger say that it never was.
 pub fn drop_event(dir: &Path) {
-    let first = |path: &Path| coordinates(path).iter().position(|(partition, _)| *partition == 0);
+    let single = |(partition, offset): &(i32, i64)| *partition == 0 && *offset >= 2;
+    let first = |path: &Path| coordinates(path).iter().position(single);
     let events = files(&dir.join("archive/clicks/events"));
     let (path, row) = events.iter().find_map(|path| Some((path, first(path)?))).unwrap();
     with_commit(dir, path, |path| drop_row(path, row));
