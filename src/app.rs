@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use arc_swap::ArcSwap;
 
 use crate::archive::{Archive, ArchiveSnapshot, dedup, evolve};
+use crate::audit::sealer::Seals;
 use crate::catalog::stream::CompiledCheck;
 use crate::catalog::version::{self, Histories};
 use crate::catalog::{Catalog, Fault, loader};
@@ -205,6 +206,8 @@ pub struct Core {
     roster: Arc<Roster>,
     /// What lies in the archive's folders beside its files.
     pub census: Arc<Census>,
+    /// On the archive, for SQL.
+    pub seals: Arc<Seals>,
     pub status: IntakeStatus,
     pub metrics: Arc<Metrics>,
     pub clock: Arc<dyn Clock>,
@@ -249,7 +252,7 @@ impl Core {
             legacy: Some(self.refresher.legacy()),
         };
         let core = Self::begin_on(ground, Arc::clone(&self.config), shutdown).await?;
-        let core = Self { lock: self.lock.clone(), ..core };
+        let core = Self { lock: self.lock.clone(), seals: Arc::clone(&self.seals), ..core };
         core.restore().await?;
         Ok(core)
     }
@@ -345,6 +348,7 @@ impl Core {
             references: Arc::new(references),
             roster,
             census: Arc::default(),
+            seals: Arc::default(),
             status: IntakeStatus::default(),
             metrics,
             clock,

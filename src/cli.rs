@@ -8,12 +8,16 @@ use clap::{Parser, Subcommand};
 
 use crate::config::Config;
 use crate::runtime::{Health, Shutdown, spawn};
+use crate::storage::Storage;
 
 pub mod check;
 pub mod demo;
 pub mod generate;
+pub mod prove;
 pub mod refresh;
+pub mod seal;
 pub mod serve;
+pub mod verify;
 
 /// Exit code when a check found a fault.
 const FAULT: u8 = 3;
@@ -33,6 +37,9 @@ enum Command {
     Generate(generate::Args),
     Refresh(refresh::Args),
     Check(check::Args),
+    Verify(verify::Args),
+    Seal(seal::Args),
+    Prove(prove::Args),
 }
 
 /// Parses the arguments, runs the command and reports its failure on standard error.
@@ -43,6 +50,9 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Refresh(args) => refresh::run(args),
         Command::Check(args) => check::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Seal(args) => seal::run(args),
+        Command::Prove(args) => prove::run(args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("viewledger: {error:#}");
@@ -99,6 +109,11 @@ fn log_to_stderr(config: &Config) {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     // Another subscriber may be there already; then it is the one to use.
     let _ = if config.log.format == "json" { log.json().try_init() } else { log.try_init() };
+}
+
+/// The storage of `config`, which must be there.
+fn existing_storage(config: &Config) -> anyhow::Result<Storage> {
+    Ok(Storage::open_existing(&config.storage.location(), config.storage.options.clone().into_iter())?)
 }
 
 /// Triggers `shutdown` on Ctrl-C and SIGTERM. A second signal ends the process at once: nothing can be lost by it.

@@ -40,6 +40,7 @@ pub struct Config {
     pub archive: Archive,
     pub delta: Delta,
     pub tables: Tables,
+    pub audit: Audit,
     pub refresh: Refresh,
     pub query: Query,
     pub log: Log,
@@ -128,6 +129,13 @@ pub struct Tables {
 }
 
 #[derive(Debug, Clone, Deserialize)]
+pub struct Audit {
+    key_file: PathBuf,
+    #[serde(deserialize_with = "duration")]
+    pub seal_interval: Duration,
+}
+
+#[derive(Debug, Clone, Deserialize)]
 pub struct Refresh {
     #[serde(deserialize_with = "duration")]
     pub interval_max: Duration,
@@ -184,6 +192,14 @@ impl Config {
     /// Names and values of all settings but those of clients and stores, which may hold secrets.
     pub fn public_settings(&self) -> Vec<(String, String)> {
         self.settings.clone()
+    }
+
+    /// Where the key lies that signs seals.
+    pub fn seal_key_file(&self) -> PathBuf {
+        match self.audit.key_file.as_os_str().is_empty() {
+            true => self.storage.data_dir.join("seal-key.pem"),
+            false => self.audit.key_file.clone(),
+        }
     }
 
     /// The defaults alone.

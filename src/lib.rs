@@ -14,6 +14,8 @@ pub mod runtime;
 
 pub mod storage;
 
+pub mod audit;
+
 pub mod catalog;
 
 pub mod engine;

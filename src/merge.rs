@@ -1,5 +1,6 @@
 //! What readers see: one pinned snapshot, and the tables made of it.
 
+pub mod audit;
 pub mod catalog;
 pub mod census;
 pub mod certificate;

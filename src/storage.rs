@@ -139,6 +139,22 @@ impl Storage {
         Ok(Self { store, location: location.into(), local_dir: None })
     }
 
+    /// As [`Storage::open`], where there is storage already: a directory is neither made nor probed, and may be read-only.
+    pub fn open_existing(
+        location: &str,
+        options: impl Iterator<Item = (String, String)>,
+    ) -> Result<Self, StorageError> {
+        let path = match location.strip_prefix("file://") {
+            Some(path) => path,
+            None if location.contains("://") => return Self::open(location, options),
+            None => location,
+        };
+        let unusable = |reason: String| StorageError::Location { location: location.to_owned(), reason };
+        let dir = std::fs::canonicalize(path).map_err(|error| unusable(error.to_string()))?;
+        let store = DurableFileSystem::new(&dir).map_err(|error| unusable(error.to_string()))?;
+        Ok(Self { store: Arc::new(store), location: dir.display().to_string().into(), local_dir: Some(dir.into()) })
+    }
+
     fn open_directory(dir: &FsPath) -> Result<Self, StorageError> {
         let refused = |source| StorageError::Directory { dir: dir.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(refused)?;

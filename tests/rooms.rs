@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 const BASE: [&str; 4] = ["config", "runtime", "position", "metrics"];
 
 /// Rooms and what each may import beside itself and the base.
-const ROOMS: [(&str, &[&str]); 13] = [
+const ROOMS: [(&str, &[&str]); 14] = [
     ("storage", &[]),
+    ("audit", &["storage"]),
     ("catalog", &[]),
     ("engine", &["catalog"]),
     ("tables", &["storage", "engine", "catalog"]),
@@ -16,13 +17,16 @@ const ROOMS: [(&str, &[&str]); 13] = [
     ("archive", &["storage", "kafka", "engine", "catalog"]),
     ("delta", &["engine", "kafka", "catalog"]),
     ("batch", &["archive", "engine", "storage", "catalog", "kafka"]),
-    ("merge", &["batch", "delta", "archive", "tables", "engine", "catalog", "kafka", "storage"]),
+    ("merge", &["batch", "delta", "archive", "tables", "engine", "catalog", "kafka", "storage", "audit"]),
     ("ingest", &["kafka", "archive", "delta", "batch", "merge", "engine", "catalog", "storage"]),
     ("serve", &["merge", "engine", "batch", "delta", "archive", "tables", "catalog", "kafka", "storage"]),
     ("demo", &[]),
     (
         "cli",
-        &["app", "demo", "catalog", "engine", "serve", "merge", "batch", "archive", "storage", "kafka", "delta"],
+        &[
+            "app", "demo", "catalog", "engine", "serve", "merge", "batch", "archive", "storage", "kafka", "delta",
+            "audit",
+        ],
     ),
 ];
 

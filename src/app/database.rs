@@ -20,6 +20,7 @@ use crate::batch;
 use crate::batch::shelf::AsOf;
 use crate::engine::Engine;
 use crate::kafka::status::IntakeStatus;
+use crate::merge::audit;
 use crate::merge::catalog::PinnedCatalog;
 use crate::merge::diff::ViewDiff;
 use crate::merge::point::PointQuery;
@@ -93,6 +94,7 @@ impl Open {
             refreshes: core.refresher.refreshes(),
             census: Arc::clone(&core.census),
             tables: core.references.logs.clone(),
+            seals: Arc::clone(&core.seals),
         };
         Self {
             engine: Arc::clone(&core.engine),
@@ -225,6 +227,7 @@ impl Database for Merged {
             }
             "raw" | "quarantine" => declared.names.streams.get(table)?.comment.clone(),
             "system" => system::TABLES.iter().find(|(name, _)| *name == table).map(|(_, text)| (*text).to_owned()),
+            "audit" => audit::TABLES.iter().find(|(name, _)| *name == table).map(|(_, text)| (*text).to_owned()),
             _ => None,
         }
     }

@@ -10,8 +10,10 @@ use tokio::sync::mpsc;
 use super::Core;
 use super::database::{Merged, Reload};
 use super::reload::{Live, follow_files};
+use crate::audit::key::SigningKey;
+use crate::audit::sealer::Sealer;
 use crate::config::Config;
-use crate::runtime::{Shutdown, spawn};
+use crate::runtime::{Shutdown, chain, spawn};
 use crate::serve::http::serve_http;
 use crate::serve::session::{QueryService, query_runtime};
 use crate::serve::{self, Database, Endpoint, flight, pg};
@@ -47,6 +49,9 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
     };
 
     let mut core = Core::begin(config, shutdown.of_part()).await?;
+    // Made here, so that it is there from the first start on, and what is wrong with it is told at once.
+    let key = SigningKey::open_or_create(&core.config.seal_key_file())?;
+    tracing::info!(public_key = %key.public(), "key of seals");
     let health = core.health.clone();
     let limits = serve::Limits {
         connections_max: core.config.server.connections_max,
@@ -141,6 +146,8 @@ async fn live(
 fn tend(core: &Core) {
     spawn("gauges", &core.health, gauges(core));
     let interval_max = core.config.refresh.interval_max;
+    let sealing = seal(core);
+    core.refresher.spawn("seals", &core.health, sealing);
     let schedule = Arc::clone(&core.refresher).keep_schedule(Arc::clone(&core.cell), interval_max);
     spawn("refresh schedule", &core.health, schedule);
 }
@@ -178,6 +185,20 @@ impl Drop for QueryThreads {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
+        }
+    }
+}
+
+/// Seals what is committed, now and then, until shutdown.
+fn seal(core: &Core) -> impl Future<Output = ()> + Send + 'static {
+    let (storage, clock, seals) = (core.storage().clone(), Arc::clone(&core.clock), Arc::clone(&core.seals));
+    let (path, interval) = (core.config.seal_key_file(), core.config.audit.seal_interval);
+    let shutdown = core.shutdown.clone();
+    async move {
+        match SigningKey::open_or_create(&path) {
+            Ok(key) => Sealer { storage, key, clock }.run(seals, interval, shutdown).await,
+            // Counting goes on without.
+            Err(error) => tracing::error!(error = chain(&error), "the archive is not sealed"),
         }
     }
 }

@@ -12,6 +12,7 @@ use datafusion::common::{DataFusionError, Result, plan_err};
 use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableType, ident, lit};
 
+use super::audit;
 use super::certificate::Certificate;
 use super::conflicts::{CONFLICTS, conflicts, with_counted};
 use super::ordinary::PlannedView;
@@ -113,6 +114,11 @@ pub async fn declared_tables(names: &Names) -> Result<Vec<(&'static str, String,
             tables.push(("system", (*name).to_owned(), table.schema()));
         }
     }
+    for (name, _) in audit::TABLES {
+        if let Some(table) = audit::table(name, &Surroundings::none())? {
+            tables.push(("audit", name.to_owned(), table.schema()));
+        }
+    }
     Ok(tables)
 }
 
@@ -190,13 +196,14 @@ impl PinnedCatalog {
     }
 }
 
-const SCHEMAS: [(&str, SchemaKind); 6] = [
+const SCHEMAS: [(&str, SchemaKind); 7] = [
     ("public", SchemaKind::Merged),
     ("batch", SchemaKind::Batch),
     ("speed", SchemaKind::Speed),
     ("raw", SchemaKind::Raw),
     ("quarantine", SchemaKind::Quarantine),
     ("system", SchemaKind::System),
+    ("audit", SchemaKind::Audit),
 ];
 
 /// Tables of records whose key had been seen: `raw.<stream>` with this ending.
@@ -210,6 +217,7 @@ enum SchemaKind {
     Raw,
     Quarantine,
     System,
+    Audit,
 }
 
 impl CatalogProvider for PinnedCatalog {
@@ -260,6 +268,7 @@ impl SchemaProvider for PinnedSchema {
                     .collect()
             }
             SchemaKind::System => system::TABLES.iter().map(|(name, _)| (*name).to_owned()).collect(),
+            SchemaKind::Audit => audit::TABLES.iter().map(|(name, _)| (*name).to_owned()).collect(),
         }
     }
 
@@ -305,6 +314,7 @@ impl SchemaProvider for PinnedSchema {
             SchemaKind::System => {
                 system::table(name, &self.catalog.snapshot, self.catalog.as_of.as_deref(), &self.catalog.around)
             }
+            SchemaKind::Audit => audit::table(name, &self.catalog.around),
         }
     }
 

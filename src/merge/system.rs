@@ -19,6 +19,7 @@ use super::snapshot::{Snapshot, StreamSnapshot};
 use crate::archive::compact::Damaged;
 use crate::archive::keep::{FileState, Unneeded};
 use crate::archive::{ArchiveFile, Kind};
+use crate::audit::sealer::Seals;
 use crate::batch::Generation;
 use crate::batch::shelf::Shelf;
 use crate::catalog::version;
@@ -43,6 +44,7 @@ pub struct Surroundings {
     pub census: Arc<Census>,
     /// By name, the reference tables with their older versions.
     pub tables: BTreeMap<String, Arc<TableLog>>,
+    pub seals: Arc<Seals>,
 }
 
 impl Surroundings {
@@ -58,6 +60,7 @@ impl Surroundings {
             refreshes: Arc::default(),
             census: Arc::default(),
             tables: BTreeMap::new(),
+            seals: Arc::default(),
         }
     }
 }
@@ -106,15 +109,19 @@ pub fn table(
         "settings" => settings(around),
         _ => return Ok(None),
     };
+    of_columns(columns).map(Some)
+}
+
+pub(super) type Columns = Vec<(&'static str, ArrayRef)>;
+
+pub(super) fn of_columns(columns: Columns) -> Result<Arc<dyn TableProvider>> {
     let fields: Vec<Field> =
         columns.iter().map(|(name, c)| Field::new(*name, c.data_type().clone(), true)).collect();
     let schema = Arc::new(Schema::new(fields));
     let arrays = columns.into_iter().map(|(_, column)| column).collect();
     let batch = RecordBatch::try_new(Arc::clone(&schema), arrays)?;
-    Ok(Some(Arc::new(MemTable::try_new(schema, vec![vec![batch]])?)))
+    Ok(Arc::new(MemTable::try_new(schema, vec![vec![batch]])?))
 }
-
-type Columns = Vec<(&'static str, ArrayRef)>;
 
 /// Turns rows into columns: one line a column, so that name, type and value stand together.
 macro_rules! columns {
@@ -123,8 +130,9 @@ macro_rules! columns {
         vec![$(($name, Arc::new(rows.iter().map($value).collect::<$array>()) as ArrayRef)),+]
     }};
 }
+pub(super) use columns;
 
-fn instant(column: TimestampMicrosecondArray) -> ArrayRef {
+pub(super) fn instant(column: TimestampMicrosecondArray) -> ArrayRef {
     Arc::new(column.with_timezone("UTC"))
 }
 

@@ -9,6 +9,8 @@
 //! | `views/<view>/<generation>-<run>-<nonce>.parquet` | partial states that generations name |
 //! | `tables/<table>/versions/<20 digits>.json` | manifests of a reference table's versions |
 //! | `tables/<table>/<version>-<nonce>.parquet` | the rows of a version |
+//! | `audit/seals/<20 digits>.json` | seals on all of this |
+//! | `audit/epochs/<20 digits>-<nonce>.jsonl` | the leaves that a seal added to the trees of streams |
 //! | `LOCK` | held by the one process that uses a local directory |
 
 use object_store::path::Path;
@@ -64,6 +66,30 @@ pub fn table_versions(table: &str) -> Path {
 pub fn table_file(table: &str, version: u64) -> Path {
     let name = format!("{}-{}.parquet", padded(version), Uuid::new_v4().simple());
     Path::from_iter(["tables", table, &name])
+}
+
+/// All seals.
+pub fn seals() -> Path {
+    Path::from("audit/seals")
+}
+
+pub fn seal(number: u64) -> Path {
+    seals().join(format!("{}.json", padded(number)))
+}
+
+/// A new name for the leaves that a seal adds; the nonce makes it unique among attempts.
+pub fn seal_epochs(number: u64) -> Path {
+    Path::from_iter(["audit", "epochs", &format!("{}-{}.jsonl", padded(number), Uuid::new_v4().simple())])
+}
+
+/// The archives of all streams, a folder each.
+pub fn archives() -> Path {
+    Path::from("archive")
+}
+
+/// All reference tables, a folder each.
+pub fn tables() -> Path {
+    Path::from("tables")
 }
 
 /// The names within one stream's table.

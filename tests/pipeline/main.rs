@@ -4,6 +4,7 @@
 //! usual client, and asks in SQL until the answer is right or a deadline passes. Nothing waits for a fixed time.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod audit;
 mod brokers;
 mod by_key;
 mod damage;

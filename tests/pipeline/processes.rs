@@ -33,7 +33,7 @@ impl Drop for Process {
     }
 }
 
-fn command(world: &World, name: &str) -> Command {
+pub fn command(world: &World, name: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_viewledger"));
     command.arg(name).envs(&world.settings).env("VIEWLEDGER_LOG_FORMAT", "json").stdin(Stdio::null());
     command.env_remove("RUST_LOG");
