@@ -23,6 +23,7 @@ use datafusion::catalog::{CatalogProvider, TableFunctionImpl};
 use datafusion::prelude::SessionContext;
 use tokio::net::TcpListener;
 
+use crate::merge::endpoints::PlannedEndpoint;
 use crate::tables::WriteError;
 use crate::tables::change::Change;
 
@@ -44,6 +45,16 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
     /// What a catalog that was pinned here holds, and what is missing in it.
     fn certificate(&self, _pinned: &dyn CatalogProvider) -> Option<Certificate> {
         None
+    }
+
+    /// A name that only the snapshot of a catalog that was pinned here has, in this process and any other.
+    fn identity(&self, _pinned: &dyn CatalogProvider) -> Option<String> {
+        None
+    }
+
+    /// The endpoints of HTTP that go with a catalog that was pinned here.
+    fn endpoints(&self, _pinned: &dyn CatalogProvider) -> Vec<Arc<PlannedEndpoint>> {
+        Vec::new()
     }
 
     /// A session with every function, limit and optimizer rule. Taken once, as the template of all sessions.

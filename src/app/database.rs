@@ -20,6 +20,7 @@ use crate::engine::Engine;
 use crate::kafka::status::IntakeStatus;
 use crate::merge::catalog::PinnedCatalog;
 use crate::merge::diff::ViewDiff;
+use crate::merge::endpoints::PlannedEndpoint;
 use crate::merge::snapshot::SnapshotCell;
 use crate::merge::system::{self, Surroundings};
 use crate::runtime::Health;
@@ -136,6 +137,17 @@ impl Database for Merged {
             complete: certificate.complete,
             json: certificate.json(),
         })
+    }
+
+    fn identity(&self, pinned: &dyn CatalogProvider) -> Option<String> {
+        let pinned: &dyn Any = pinned;
+        pinned.downcast_ref::<PinnedCatalog>()?.identity()
+    }
+
+    fn endpoints(&self, pinned: &dyn CatalogProvider) -> Vec<Arc<PlannedEndpoint>> {
+        let pinned: &dyn Any = pinned;
+        let pinned = pinned.downcast_ref::<PinnedCatalog>();
+        pinned.map(|pinned| pinned.endpoints().values().cloned().collect()).unwrap_or_default()
     }
 
     fn session(&self) -> SessionContext {

@@ -10,6 +10,7 @@ mod definitions;
 mod disk;
 mod evolution;
 mod flight;
+mod http;
 mod joins;
 mod kafka;
 mod keeping;
