@@ -29,7 +29,7 @@ use crate::kafka::status::IntakeStatus;
 use crate::merge::catalog::Names;
 use crate::merge::census::Census;
 use crate::merge::point::Points;
-use crate::merge::snapshot::{Snapshot, SnapshotCell, StreamSnapshot};
+use crate::merge::snapshot::{Moment, Snapshot, SnapshotCell, StreamSnapshot};
 use crate::metrics::Metrics;
 use crate::position::StreamFrontier;
 use crate::runtime::{Clock, Health, Micros, Shutdown, SystemClock, spawn_thread};
@@ -327,7 +327,9 @@ impl Core {
             let ledger = Arc::new(archive.ledger.clone());
             streams.insert(name, StreamSnapshot { archive, delta, whole: false, end, ledger });
         }
-        let cell = Arc::new(SnapshotCell::new(Snapshot { generation, names, tables: Arc::new(tables), streams }));
+        let moment = Moment::default();
+        let first = Snapshot { generation, names, tables: Arc::new(tables), streams, moment };
+        let cell = Arc::new(SnapshotCell::new(first, Arc::clone(&clock)));
         let references =
             References { logs, cell: Arc::clone(&cell), health: health.clone(), shutdown: shutdown.clone() };
         let definitions = Definitions {

@@ -1,15 +1,17 @@
-//! What exists: streams, reference tables and views, as declared by the files in `sql/`.
+//! What exists: streams, reference tables, views and endpoints of HTTP, as declared by the files in `sql/`.
 //!
 //! Nothing here touches data. A [`Catalog`] is loaded once, checked as a whole, and handed around read-only.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use self::endpoint::Endpoint;
 use self::stream::Stream;
 use self::table::Table;
 use self::view::{OrdinaryView, View};
 
 pub mod ddl;
+pub mod endpoint;
 pub mod loader;
 pub mod schedule;
 pub mod stream;
@@ -25,6 +27,8 @@ pub struct Catalog {
     pub views: BTreeMap<String, Arc<View>>,
     /// Names of tables and views are told apart: readers find all of them in one schema.
     pub ordinary: BTreeMap<String, Arc<OrdinaryView>>,
+    /// By route.
+    pub endpoints: BTreeMap<String, Arc<Endpoint>>,
 }
 
 /// Where in which file something is wrong, and what to do about it.

@@ -75,7 +75,7 @@ pub struct Common {
     /// Port of the Postgres wire [default: 5433]
     #[arg(long, value_name = "PORT")]
     pg_port: Option<u16>,
-    /// Port of /healthz, /readyz and /metrics [default: 8080]
+    /// Port of HTTP: statements, endpoints, health and metrics [default: 8080]
     #[arg(long, value_name = "PORT")]
     http_port: Option<u16>,
     /// Port of Arrow Flight SQL [default: 50051]

@@ -25,6 +25,7 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
 use tokio::net::TcpListener;
 
+use crate::merge::endpoints::PlannedEndpoint;
 use crate::merge::point::PointQuery;
 use crate::tables::WriteError;
 use crate::tables::change::Change;
@@ -52,6 +53,16 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
     /// The query of `plan`, when it can be answered by key without planning it again.
     async fn by_key(&self, _plan: &LogicalPlan, _state: &SessionState) -> Option<Arc<PointQuery>> {
         None
+    }
+
+    /// A name that only the snapshot of a catalog that was pinned here has, in this process and any other.
+    fn identity(&self, _pinned: &dyn CatalogProvider) -> Option<String> {
+        None
+    }
+
+    /// The endpoints of HTTP that go with a catalog that was pinned here.
+    fn endpoints(&self, _pinned: &dyn CatalogProvider) -> Vec<Arc<PlannedEndpoint>> {
+        Vec::new()
     }
 
     /// A session with every function, limit and optimizer rule. Taken once, as the template of all sessions.

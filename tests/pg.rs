@@ -694,7 +694,9 @@ async fn http_reports_health_readiness_and_metrics() {
     let taken = Endpoint::http(address).listen().await.unwrap_err().to_string();
     assert!(taken.contains("server.http_port"), "{taken}");
     let database = Arc::new(Fixture::new());
-    tokio::spawn(http::serve_http(listener, database, Arc::clone(&metrics), shutdown.clone(), health.clone()));
+    let queries = tokio::runtime::Handle::current();
+    let service = QueryService::new(database, Limits::default(), queries, Arc::clone(&metrics)).unwrap();
+    tokio::spawn(http::serve_http(listener, service, shutdown.clone(), health.clone()));
     assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
     let ready = get(address, "/readyz").await;
     assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("broker is away"), "{ready}");

@@ -140,11 +140,7 @@ fn each_variety_is_rejected_for_the_rule_it_breaks() {
 /// Planned as the server plans them, ordinary ones over the others.
 #[tokio::test]
 async fn every_view_is_declared_without_a_fault() {
-    let settings = [("VIEWLEDGER_SQL_DIR".to_owned(), sql().display().to_string())];
-    let config = viewledger::config::Config::load(None, settings).unwrap();
-    let planning = EngineConfig { threads: 1, memory_bytes_max: 64 << 20, spill_dir: None, batch_rows: 8_192 };
-    let declared = viewledger::app::declare(&config, &Engine::new(planning).unwrap()).await;
-    let declared = declared.unwrap_or_else(|faults| panic!("{faults:#?}"));
+    let declared = declared(&sql()).await.unwrap_or_else(|faults| panic!("{faults:#?}"));
     let ordinary: Vec<&String> = declared.names.ordinary.keys().collect();
     assert_eq!(ordinary, ["country_earnings", "country_share", "top_videos"]);
     assert!(declared.catalog.ordinary.values().all(|view| view.comment.is_some()));
@@ -161,4 +157,94 @@ async fn every_view_can_be_kept_as_a_lambda_view() {
     }
     let video_views = &catalog.views["video_views"];
     assert_eq!(video_views.refresh_every, RefreshEvery::Interval(Duration::from_secs(3_600)));
+}
+
+async fn declared(sql: &Path) -> Result<viewledger::app::Declared, Vec<viewledger::catalog::Fault>> {
+    let settings = [("VIEWLEDGER_SQL_DIR".to_owned(), sql.display().to_string())];
+    let config = viewledger::config::Config::load(None, settings).unwrap();
+    let planning = EngineConfig { threads: 1, memory_bytes_max: 64 << 20, spill_dir: None, batch_rows: 8_192 };
+    viewledger::app::declare(&config, &Engine::new(planning).unwrap()).await
+}
+
+#[tokio::test]
+async fn every_endpoint_is_declared_without_a_fault_and_has_a_tag() {
+    let declared = declared(&sql()).await.unwrap_or_else(|faults| panic!("{faults:#?}"));
+    let endpoints = &declared.names.endpoints;
+    let routes: Vec<&String> = endpoints.keys().collect();
+    assert_eq!(routes, ["/videos", "/videos/{video_id}/revenue", "/videos/{video_id}/views"]);
+    for (route, endpoint) in endpoints {
+        assert_eq!(endpoint.varies, None, "{route}");
+    }
+    let views = &endpoints["/videos/{video_id}/views"];
+    let columns: Vec<&String> = views.schema.fields().iter().map(|field| field.name()).collect();
+    assert_eq!(columns, ["video_id", "total_views", "batch_views", "realtime_views", "as_of"]);
+}
+
+/// A directory with what is shipped and one more endpoint, which answers `query`.
+fn with_endpoint(root: &Path, returns: &str, query: &str) {
+    for folder in ["streams", "tables", "views"] {
+        std::fs::create_dir_all(root.join(folder)).unwrap();
+        for file in std::fs::read_dir(sql().join(folder)).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), root.join(folder).join(file.file_name())).unwrap();
+        }
+    }
+    std::fs::create_dir_all(root.join("api")).unwrap();
+    let header = format!("-- GET /case\n-- about: A case.\n-- returns: {returns}\n");
+    std::fs::write(root.join("api/case.sql"), header + query).unwrap();
+}
+
+/// A tag is given where the snapshot alone decides about the bytes, and nowhere else.
+#[tokio::test]
+async fn a_tag_is_refused_to_what_may_be_answered_in_two_ways() {
+    let root = tempfile::tempdir().unwrap();
+    for (returns, query, why) in [
+        ("rows", "SELECT video_id, total_views FROM video_views ORDER BY total_views DESC LIMIT 5", ""),
+        ("rows", "SELECT geo_location, sum(total_views) AS n FROM country_device_daily GROUP BY 1 ORDER BY 1", ""),
+        ("rows", "SELECT video_id, quality FROM raw.video_views ORDER BY 1", ""),
+        ("row", "SELECT count(*) AS n, sum(rate) AS rates FROM country_rates", ""),
+        ("row", "SELECT generation FROM system.snapshot WHERE stream = 'ad_views'", ""),
+        ("rows", "SELECT geo_location, earnings FROM country_earnings ORDER BY 1", ""),
+        ("row", "SELECT now() AS at", "now"),
+        ("row", "SELECT random() AS x FROM video_views", "random"),
+        ("row", "SELECT max(lag) AS lag FROM system.snapshot", "tells of the present"),
+        ("row", "SELECT count(*) AS n FROM system.refreshes", "tells of the present"),
+        ("row", "SELECT video_id FROM video_views LIMIT 1", "order"),
+        ("row", "SELECT max(mean_duration) AS x FROM video_views", "float"),
+        ("row", "SELECT mean_duration > 1 AS x FROM video_views", "float"),
+        ("row", "SELECT avg(view_duration) AS x FROM raw.video_views", "float"),
+        ("row", "SELECT count(*) AS n FROM (SELECT video_id FROM video_views LIMIT 5)", "other rows"),
+        ("row", "(SELECT video_id FROM video_views LIMIT 1)", "other rows"),
+        ("row", "SELECT first_value(user_id) AS x FROM raw.video_views", "first_value"),
+        (
+            "rows",
+            "SELECT row_number() OVER (ORDER BY total_views) AS n FROM video_views ORDER BY 1",
+            "order of rows",
+        ),
+        ("rows", "SELECT video_id, ad_views FROM raw.video_views ORDER BY 1", "one order"),
+        ("rows", "SELECT video_id FROM top_videos ORDER BY 1", "view top_videos"),
+    ] {
+        with_endpoint(root.path(), returns, query);
+        let declared = declared(root.path()).await.unwrap_or_else(|faults| panic!("{query}: {faults:#?}"));
+        let varies = declared.names.endpoints["/case"].varies.clone();
+        match why {
+            "" => assert_eq!(varies, None, "{query}"),
+            why => assert!(varies.as_ref().is_some_and(|varies| varies.contains(why)), "{query}: {varies:?}"),
+        }
+    }
+    for (query, told) in [
+        ("SELECT nothing FROM video_views", "case.sql:4:8: "),
+        (
+            "SELECT a.video_id, b.video_id FROM video_views AS a JOIN video_views AS b ON a.video_id = b.video_id",
+            "case.sql:4:1: the answer has two columns video_id",
+        ),
+        ("SELECT m.video_id FROM video_views AS m ORDER BY m.nothing", "case.sql:4:"),
+        ("SELECT * FROM nowhere", "case.sql:4:1: "),
+        ("SELECT video_id + 1 AS x FROM video_views", "case.sql:4:"),
+    ] {
+        with_endpoint(root.path(), "row", query);
+        let faults = declared(root.path()).await.err().unwrap_or_default();
+        let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+        assert!(faults.len() == 1 && faults[0].contains(told), "{query}: {faults:?}");
+    }
 }

@@ -23,6 +23,7 @@ use crate::kafka::status::IntakeStatus;
 use crate::merge::audit;
 use crate::merge::catalog::PinnedCatalog;
 use crate::merge::diff::ViewDiff;
+use crate::merge::endpoints::PlannedEndpoint;
 use crate::merge::point::PointQuery;
 use crate::merge::snapshot::SnapshotCell;
 use crate::merge::system::{self, Surroundings};
@@ -152,6 +153,17 @@ impl Database for Merged {
                 None
             }
         }
+    }
+
+    fn identity(&self, pinned: &dyn CatalogProvider) -> Option<String> {
+        let pinned: &dyn Any = pinned;
+        pinned.downcast_ref::<PinnedCatalog>()?.identity()
+    }
+
+    fn endpoints(&self, pinned: &dyn CatalogProvider) -> Vec<Arc<PlannedEndpoint>> {
+        let pinned: &dyn Any = pinned;
+        let pinned = pinned.downcast_ref::<PinnedCatalog>();
+        pinned.map(|pinned| pinned.endpoints().values().cloned().collect()).unwrap_or_default()
     }
 
     fn session(&self) -> SessionContext {

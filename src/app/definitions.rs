@@ -13,7 +13,7 @@ use crate::catalog::{Catalog, Fault, loader};
 use crate::engine::Engine;
 use crate::engine::planner::Planner;
 use crate::merge::catalog::Names;
-use crate::merge::ordinary;
+use crate::merge::{endpoints, ordinary};
 use crate::merge::snapshot::SnapshotCell;
 use crate::position::GenerationId;
 use crate::runtime::{Clock, chain};
@@ -22,7 +22,7 @@ use crate::serve::{DefineError, ViewChange};
 use super::refresh::Refresher;
 use super::{Declared, bindings};
 
-/// Plans every version that `versions` keep, and the ordinary views over them.
+/// Plans every version that `versions` keep, and the ordinary views and endpoints over them.
 ///
 /// A version that no file in `sql/` holds, and that cannot be planned any more, is left out and told in the log: the
 /// rest goes on serving.
@@ -56,6 +56,7 @@ pub async fn plan(engine: &Engine, catalog: &Catalog, versions: Histories) -> Re
     // Over a view that has a fault nothing can be planned.
     if faults.is_empty() {
         names.ordinary = ordinary::plan_all(engine, &catalog.ordinary, &names).await?;
+        names.endpoints = endpoints::plan_all(engine, &catalog.endpoints, &names).await?;
     }
     if faults.is_empty() { Ok(names) } else { Err(faults) }
 }

@@ -14,9 +14,8 @@ use crate::audit::key::SigningKey;
 use crate::audit::sealer::Sealer;
 use crate::config::Config;
 use crate::runtime::{Shutdown, chain, spawn};
-use crate::serve::http::serve_http;
 use crate::serve::session::{QueryService, query_runtime};
-use crate::serve::{self, Database, Endpoint, flight, pg};
+use crate::serve::{self, Database, flight, http, pg};
 
 /// How often gauges are brought up to date.
 const GAUGE_INTERVAL: Duration = Duration::from_secs(1);
@@ -40,8 +39,7 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
     // Ports first: a taken one should be told at once, not after the archive was read.
     let pg_listener = pg::listen((config.server.bind, config.server.pg_port).into()).await?;
     let flight_listener = flight::listen((config.server.bind, config.server.flight_port).into()).await?;
-    let http = Endpoint::http((config.server.bind, config.server.http_port).into());
-    let http_listener = http.listen().await?;
+    let http_listener = http::listen((config.server.bind, config.server.http_port).into()).await?;
     let addresses = Addresses {
         pg: pg_listener.local_addr()?,
         flight: flight_listener.local_addr()?,
@@ -64,13 +62,12 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
     let database: Arc<dyn Database> = Arc::<Merged>::clone(&merged);
     let service = QueryService::new(Arc::clone(&database), limits, queries.handle(), Arc::clone(&core.metrics))?;
 
-    let (stop, poison) = (shutdown.clone(), health.clone());
+    let stop = shutdown.clone();
     spawn("http", &health, {
-        let (metrics, health, shutdown) = (Arc::clone(&core.metrics), health.clone(), shutdown.clone());
-        let database = Arc::clone(&database);
+        let (service, health, shutdown) = (Arc::clone(&service), health.clone(), shutdown.clone());
         async move {
-            if let Err(error) = serve_http(http_listener, database, metrics, shutdown, health.clone()).await {
-                poison.poison("http", error);
+            if let Err(error) = http::serve_http(http_listener, service, shutdown, health.clone()).await {
+                health.poison("http", error);
             }
         }
     });

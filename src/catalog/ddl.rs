@@ -100,12 +100,12 @@ fn is_create_stream(parser: &Parser<'_>) -> bool {
         && matches!(stream, Token::Word(word) if word.value.eq_ignore_ascii_case("stream"))
 }
 
-fn fault(file: &str, at: Location, reason: String) -> Fault {
+pub(super) fn fault(file: &str, at: Location, reason: String) -> Fault {
     Fault { file: file.to_owned(), line: at.line, column: at.column, reason }
 }
 
 /// The parser writes the place into its message; take it out again.
-fn parser_fault(file: &str, start: Location, error: ParserError) -> Fault {
+pub(super) fn parser_fault(file: &str, start: Location, error: ParserError) -> Fault {
     let message = match error {
         ParserError::TokenizerError(message) | ParserError::ParserError(message) => message,
         ParserError::RecursionLimitExceeded => "the statement is nested too deeply".to_owned(),
@@ -446,7 +446,7 @@ fn column(file: &str, definition: &ColumnDef) -> Result<Column, Fault> {
     Ok(Column { name, kind, required })
 }
 
-fn column_type(sql: &SqlType) -> Result<ColumnType, String> {
+pub(super) fn column_type(sql: &SqlType) -> Result<ColumnType, String> {
     Ok(match sql {
         SqlType::Text | SqlType::Varchar(_) | SqlType::String(_) | SqlType::CharacterVarying(_) => ColumnType::Text,
         SqlType::Uuid => ColumnType::Uuid,

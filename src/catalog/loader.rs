@@ -1,4 +1,4 @@
-//! Reads the directory `sql/`: `streams/*.sql`, `views/*.sql` and, where there are any, `tables/*.sql`.
+//! Reads the directory `sql/`: `streams/*.sql`, `views/*.sql` and, where there are any, `tables/*.sql` and `api/*.sql`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,19 +6,20 @@ use std::sync::Arc;
 use super::ddl::{self, Definition};
 use super::table::Table;
 use super::view::{OrdinaryView, View};
-use super::{Catalog, Fault};
+use super::{Catalog, Fault, endpoint};
 
 /// Reads every file and returns the catalog, or all faults found in all files.
 pub fn load(dir: &Path) -> Result<Catalog, Vec<Fault>> {
     let mut catalog = Catalog::default();
     let mut faults = Vec::new();
-    for folder in ["streams", "tables", "views"] {
-        if folder == "tables" && !dir.join(folder).exists() {
+    for folder in ["streams", "tables", "views", "api"] {
+        if matches!(folder, "tables" | "api") && !dir.join(folder).exists() {
             continue;
         }
+        let load = if folder == "api" { load_endpoint } else { load_file };
         match sql_files(&dir.join(folder)) {
             Ok(files) => files.iter().for_each(|file| {
-                if let Err(fault) = load_file(file, &mut catalog) {
+                if let Err(fault) = load(file, &mut catalog) {
                     faults.push(fault);
                 }
             }),
@@ -51,8 +52,25 @@ fn sql_files(folder: &Path) -> Result<Vec<PathBuf>, Fault> {
     Ok(files)
 }
 
+fn read(path: &Path) -> Result<String, Fault> {
+    std::fs::read_to_string(path).map_err(|error| whole_file(path, format!("cannot read: {error}")))
+}
+
+fn load_endpoint(path: &Path, catalog: &mut Catalog) -> Result<(), Fault> {
+    let endpoint = endpoint::parse(&path.display().to_string(), &read(path)?)?;
+    if let Some(other) = catalog.endpoints.values().find(|other| other.route.overlaps(&endpoint.route)) {
+        let reason = format!(
+            "route {} and route {} of {} could be meant by one path: give one of them another word",
+            endpoint.route, other.route, other.file
+        );
+        return Err(Fault { file: endpoint.file, line: 1, column: 1, reason });
+    }
+    catalog.endpoints.insert(endpoint.route.to_string(), Arc::new(endpoint));
+    Ok(())
+}
+
 fn load_file(path: &Path, catalog: &mut Catalog) -> Result<(), Fault> {
-    let text = std::fs::read_to_string(path).map_err(|error| whole_file(path, format!("cannot read: {error}")))?;
+    let text = read(path)?;
     for definition in ddl::parse(&path.display().to_string(), &text)? {
         if let Some(reason) = taken(&definition, catalog) {
             let line = definition.line();

@@ -47,8 +47,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let catalog = &declared.catalog;
             let (streams, tables) = (catalog.streams.len(), catalog.tables.len());
             let views = catalog.views.len() + catalog.ordinary.len();
+            let endpoints = catalog.endpoints.len();
             println!(
-                "{}: {streams} streams, {tables} tables and {views} views are in order",
+                "{}: {streams} streams, {tables} tables, {views} views and {endpoints} endpoints are in order",
                 config.sql.dir.display()
             );
             if args.data { runtime.block_on(inspect(&config, &declared)) } else { Ok(ExitCode::SUCCESS) }

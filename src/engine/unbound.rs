@@ -58,7 +58,7 @@ pub(super) fn each_unbound(plan: &LogicalPlan, mut found: impl FnMut(&TableScan)
 }
 
 /// `plan` with the rows that `rows` has of each table that still wants some.
-pub(super) fn bound(plan: &LogicalPlan, rows: impl Fn(&TableScan) -> Result<RecordBatch>) -> Result<LogicalPlan> {
+pub fn bound(plan: &LogicalPlan, rows: impl Fn(&TableScan) -> Result<RecordBatch>) -> Result<LogicalPlan> {
     let bound = plan.clone().transform_up_with_subqueries(|node| match node {
         LogicalPlan::TableScan(scan) if is_unbound(&scan)? => {
             let rows = rows(&scan)?;

@@ -15,10 +15,11 @@ use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableType, ident, lit};
 use super::audit;
 use super::certificate::Certificate;
 use super::conflicts::{CONFLICTS, conflicts, with_counted};
+use super::endpoints::PlannedEndpoint;
 use super::ordinary::PlannedView;
 use super::point::{Half, StatesOf};
 use super::provider::{PlanTable, UnionTable, in_memory};
-use super::snapshot::{Snapshot, StreamSnapshot};
+use super::snapshot::{Moment, Snapshot, StreamSnapshot};
 use super::system::{self, Surroundings};
 use crate::archive::Kind;
 use crate::batch::run::ViewInput;
@@ -44,6 +45,8 @@ pub struct Names {
     pub versions: Histories,
     /// By name of the ordinary view.
     pub ordinary: BTreeMap<String, Arc<PlannedView>>,
+    /// By route.
+    pub endpoints: BTreeMap<String, Arc<PlannedEndpoint>>,
 }
 
 impl Names {
@@ -108,6 +111,7 @@ pub async fn declared_tables(names: &Names) -> Result<Vec<(&'static str, String,
         names: Arc::new(names.clone()),
         tables: Arc::default(),
         streams: BTreeMap::new(),
+        moment: Moment::default(),
     };
     for (name, _) in system::TABLES {
         if let Some(table) = system::table(name, &nothing, None, &Surroundings::none())? {
@@ -188,6 +192,16 @@ impl PinnedCatalog {
 
     fn pinned(&self, kind: SchemaKind) -> PinnedSchema {
         PinnedSchema { kind, catalog: self.clone() }
+    }
+
+    /// The endpoints that there are, by route.
+    pub fn endpoints(&self) -> &BTreeMap<String, Arc<PlannedEndpoint>> {
+        &self.snapshot.names.endpoints
+    }
+
+    /// A name that only this snapshot has; none when an older generation is read instead of it.
+    pub fn identity(&self) -> Option<String> {
+        self.as_of.is_none().then(|| self.snapshot.moment.to_string())
     }
 
     /// What is read, and what is missing in it.

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::catalog::{
     CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider,
 };
@@ -80,7 +81,7 @@ pub async fn plan_all(
 }
 
 /// A session that knows the columns of every table, and no rows.
-async fn session(engine: &Engine, names: &Names) -> Result<SessionContext> {
+pub(super) async fn session(engine: &Engine, names: &Names) -> Result<SessionContext> {
     let catalog = MemoryCatalogProvider::new();
     catalog.register_schema(DEFAULT_SCHEMA, Arc::new(MemorySchemaProvider::new()))?;
     for (schema, table, columns) in declared_tables(names).await? {
@@ -177,6 +178,15 @@ async fn plan(
 }
 
 impl PlannedView {
+    pub(super) fn columns(&self) -> SchemaRef {
+        Arc::clone(self.plan.schema().inner())
+    }
+
+    /// Over tables that are known by their columns.
+    pub(super) fn plan(&self) -> &LogicalPlan {
+        &self.plan
+    }
+
     /// The view over the tables of `catalog`.
     ///
     /// # Errors

@@ -140,12 +140,12 @@ impl PointQuery {
     }
 
     /// The columns of the answer.
-    pub fn schema(&self) -> SchemaRef {
+    pub fn schema(&self) -> &SchemaRef {
         let last = self.steps.iter().rev().find_map(|step| match step {
             Step::Project { schema, .. } => Some(schema),
             _ => None,
         });
-        Arc::clone(last.unwrap_or_else(|| self.merger.schema()))
+        last.unwrap_or_else(|| self.merger.schema())
     }
 
     /// Whether `pinned` has the definitions that the query was planned with.

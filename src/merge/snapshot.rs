@@ -4,10 +4,12 @@
 //! asserts the cut before the new one is seen. Readers take the pointer and keep it for the whole query.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use uuid::Uuid;
 
 use super::catalog::Names;
 use crate::archive::ArchiveSnapshot;
@@ -15,6 +17,7 @@ use crate::archive::ledger::Ledger;
 use crate::batch::Generation;
 use crate::delta::Delta;
 use crate::position::StreamFrontier;
+use crate::runtime::{Clock, Micros};
 use crate::tables::Tables;
 
 /// What one query sees.
@@ -27,6 +30,23 @@ pub struct Snapshot {
     pub tables: Arc<Tables>,
     /// By stream name.
     pub streams: BTreeMap<String, StreamSnapshot>,
+    /// Which of all snapshots it is: the cell sees to it.
+    pub moment: Moment,
+}
+
+/// Tells a snapshot from every other one, of other processes too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Moment {
+    cell: Uuid,
+    number: u64,
+    /// When it became the current one.
+    pub at: Micros,
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.cell.simple(), self.number)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -82,14 +102,17 @@ impl Snapshot {
 pub struct SnapshotCell {
     current: ArcSwap<Snapshot>,
     writer: Mutex<()>,
+    clock: Arc<dyn Clock>,
 }
 
 impl SnapshotCell {
     /// # Panics
     /// When `first` violates the cut.
-    pub fn new(first: Snapshot) -> Self {
+    pub fn new(first: Snapshot, clock: Arc<dyn Clock>) -> Self {
         assert_eq!(first.violation(), None, "the cut is violated");
-        Self { current: ArcSwap::from_pointee(first), writer: Mutex::new(()) }
+        let moment = Moment { cell: Uuid::new_v4(), number: 0, at: clock.now() };
+        let first = Snapshot { moment, ..first };
+        Self { current: ArcSwap::from_pointee(first), writer: Mutex::new(()), clock }
     }
 
     pub fn load(&self) -> Arc<Snapshot> {
@@ -103,7 +126,9 @@ impl SnapshotCell {
     pub fn update(&self, change: impl FnOnce(&mut Snapshot)) {
         let _writer = self.writer.lock();
         let mut next = Snapshot::clone(&self.current.load());
+        let before = next.moment;
         change(&mut next);
+        next.moment = Moment { number: before.number + 1, at: self.clock.now(), ..before };
         assert_eq!(next.violation(), None, "the cut is violated");
         self.current.store(Arc::new(next));
     }

@@ -95,7 +95,7 @@ pub fn table(
     let columns = match name {
         "streams" => streams(snapshot),
         "partitions" => partitions(snapshot, around),
-        "snapshot" => pinned(&Certificate::of(snapshot, as_of, &around.status)),
+        "snapshot" => pinned(&Certificate::of(snapshot, as_of, &around.status), snapshot.moment.at),
         "generations" => generations(snapshot, around),
         "refreshes" => refreshes(around),
         "reconciliation" => reconciliation(around),
@@ -121,6 +121,16 @@ pub(super) fn of_columns(columns: Columns) -> Result<Arc<dyn TableProvider>> {
     let arrays = columns.into_iter().map(|(_, column)| column).collect();
     let batch = RecordBatch::try_new(Arc::clone(&schema), arrays)?;
     Ok(Arc::new(MemTable::try_new(schema, vec![vec![batch]])?))
+}
+
+/// Whether these columns of a table tell of more than the snapshot, so that they are others at another time.
+pub(super) fn tells_of_the_present<'a>(table: &str, mut columns: impl Iterator<Item = &'a str>) -> bool {
+    match table {
+        "streams" | "views" | "view_versions" | "tables" | "table_versions" | "conservation" => false,
+        "snapshot" => columns.any(|column| ["lag", "complete", "missing"].contains(&column)),
+        // Also how many rows there are.
+        _ => true,
+    }
 }
 
 /// Turns rows into columns: one line a column, so that name, type and value stand together.
@@ -179,9 +189,10 @@ fn partitions(snapshot: &Snapshot, around: &Surroundings) -> Columns {
     )
 }
 
-fn pinned(certificate: &Certificate) -> Columns {
+fn pinned(certificate: &Certificate, at: Micros) -> Columns {
     let rows: Vec<_> = certificate.streams.iter().collect();
-    columns!(rows,
+    let changed = rows.iter().map(|_| Some(at)).collect();
+    let mut columns: Columns = columns!(rows,
         "generation": UInt64Array = |_| Some(certificate.generation.0),
         "as_of": BooleanArray = |_| Some(certificate.as_of),
         "stream": StringArray = |(name, _)| Some(name.as_str()),
@@ -192,7 +203,9 @@ fn pinned(certificate: &Certificate) -> Columns {
         "lag": StringArray = |(_, s)| Some(json(&s.lag)),
         "complete": BooleanArray = |(_, s)| Some(s.is_complete()),
         "missing": StringArray = |(_, s)| (!s.is_complete()).then(|| s.missing.join("; ")),
-    )
+    );
+    columns.insert(2, ("changed_at", instant(changed)));
+    columns
 }
 
 fn generations(snapshot: &Snapshot, around: &Surroundings) -> Columns {

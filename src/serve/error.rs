@@ -207,6 +207,12 @@ impl From<WriteError> for QueryError {
     }
 }
 
+impl From<ArrowError> for QueryError {
+    fn from(error: ArrowError) -> Self {
+        arrow_error(&error)
+    }
+}
+
 impl From<DataFusionError> for QueryError {
     fn from(error: DataFusionError) -> Self {
         classify(&error)

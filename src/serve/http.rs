@@ -1,107 +1,128 @@
-//! HTTP for operators: whether the process is healthy and ready, and what it counts.
+//! The HTTP adapter: statements (`POST /sql`), the endpoints of `sql/api`, what they are (`GET /openapi.json`), and for
+//! operators health, readiness and metrics.
+//!
+//! Only this file and `http/` name axum and hyper. A result is encoded on the query runtime, a piece at a time; what a slow
+//! client does not take holds the query back, and a client that goes away ends it.
+//!
+//! Architecture invariant: no page of another site can have a browser run a statement here. `guard` refuses such requests,
+//! and `POST /sql` takes only content types that a browser does not send elsewhere without asking first.
 
+mod answer;
+mod body;
+mod connection;
+mod endpoints;
+mod format;
+mod guard;
+mod json;
+mod line;
+mod negotiate;
+mod openapi;
+mod operations;
+mod problem;
+mod sql;
+mod user;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use serde::Serialize;
+use axum::http::HeaderMap;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::{Certificate, Database, ServeError};
-use crate::metrics::Metrics;
+use self::endpoints::Kept;
+use self::problem::Problem;
+use super::error::{QueryError, SqlState};
+use super::session::statement::SetScope;
+use super::session::{QueryService, Session};
+use super::{Database, Endpoint, ServeError};
 use crate::runtime::{Health, Shutdown};
 
-#[derive(Debug, Clone)]
-struct Operations {
-    database: Arc<dyn Database>,
-    metrics: Arc<Metrics>,
-    health: Health,
-}
+/// Set to the `statement_timeout` of one request, such as `500ms` or `1min`.
+const TIMEOUT_HEADER: &str = "viewledger-statement-timeout";
 
-impl Operations {
-    fn certificate(&self) -> Option<Certificate> {
-        let pinned = self.database.pin().ok()?;
-        self.database.certificate(pinned.as_ref())
+/// Opens the HTTP port. It answers statements of whoever reaches it, so only a loopback address is accepted.
+pub async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    if !address.ip().is_loopback() {
+        return Err(ServeError::NotLoopback { address });
     }
+    Endpoint::http(address).listen().await
 }
 
-/// Body of `/healthz` and `/readyz`.
-#[derive(Debug, Serialize)]
-struct Report {
-    status: &'static str,
-    reasons: Vec<String>,
-}
-
-/// Answers until `shutdown`.
+/// Answers until `shutdown`; then what is being answered may end.
 pub async fn serve_http(
     listener: TcpListener,
-    database: Arc<dyn Database>,
-    metrics: Arc<Metrics>,
+    service: Arc<QueryService>,
     shutdown: Shutdown,
     health: Health,
 ) -> Result<(), ServeError> {
-    let address = listener.local_addr();
+    let limits = service.limits().clone();
+    let desk = Arc::new(Desk {
+        sessions: Arc::new(Semaphore::new(limits.connections_max)),
+        numbers: AtomicI32::new(0),
+        kept: Mutex::default(),
+        health: health.clone(),
+        service,
+    });
+    let guarded = Router::new()
+        .route("/sql", post(sql::answer))
+        .route("/openapi.json", get(openapi::answer))
+        .route("/snapshot", get(operations::snapshot))
+        .fallback(endpoints::answer)
+        .layer(from_fn_with_state(guard::Names::of(&listener), guard::check));
     let routes = Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(print_metrics))
-        .route("/snapshot", get(snapshot))
-        .with_state(Operations { database, metrics, health });
-    axum::serve(listener, routes).with_graceful_shutdown(async move { shutdown.wait().await }).await.map_err(
-        |source| ServeError::Bind {
-            address: address.unwrap_or_else(|_| std::net::SocketAddr::from(([127, 0, 0, 1], 0))),
-            key: "server.http_port",
-            flag: "--http-port",
-            source,
-        },
-    )
+        .route("/healthz", get(operations::healthz))
+        .route("/readyz", get(operations::readyz))
+        .route("/metrics", get(operations::print_metrics))
+        .merge(guarded)
+        .method_not_allowed_fallback(problem::method_not_allowed)
+        .with_state(desk);
+    connection::serve(listener, routes, &limits, shutdown, health).await;
+    Ok(())
 }
 
-/// 503 once a background part failed for good: restart the process.
-async fn healthz(State(operations): State<Operations>) -> Response {
-    let reasons = operations.health.failures();
-    let status = if reasons.is_empty() { "healthy" } else { "failed" };
-    report(reasons.is_empty(), status, reasons)
+/// What all requests share.
+#[derive(Debug)]
+struct Desk {
+    service: Arc<QueryService>,
+    /// One for each session there may be.
+    sessions: Arc<Semaphore>,
+    /// The last number given to a session.
+    numbers: AtomicI32,
+    /// The statements of endpoints, by route.
+    kept: Mutex<HashMap<String, Kept>>,
+    health: Health,
 }
 
-/// 503 while queries would not be answered from complete and fresh enough data.
-async fn readyz(State(operations): State<Operations>) -> Response {
-    let readiness = operations.database.readiness();
-    let status = if readiness.ready { "ready" } else { "not ready" };
-    let answer = report(readiness.ready, status, readiness.reasons);
-    match operations.certificate() {
-        Some(certificate) => (certificate_headers(&certificate), answer).into_response(),
-        None => answer,
+impl Desk {
+    fn database(&self) -> &Arc<dyn Database> {
+        self.service.database()
     }
-}
 
-/// The completeness certificate of what a query that came now would read.
-async fn snapshot(State(operations): State<Operations>) -> Response {
-    match operations.certificate() {
-        Some(certificate) => {
-            let kind = [(header::CONTENT_TYPE, "application/json")];
-            (kind, certificate_headers(&certificate), certificate.json).into_response()
+    /// A session for one request, and the right to have it.
+    fn connect(&self, headers: &HeaderMap) -> Result<(Session, OwnedSemaphorePermit), Problem> {
+        let user = user::of(headers)?;
+        let permit = Arc::clone(&self.sessions).try_acquire_owned().map_err(|_| {
+            let most = self.service.limits().connections_max;
+            let message = format!("too many requests: {most} are being answered already");
+            QueryError::new(SqlState::TOO_MANY_CONNECTIONS, message)
+        })?;
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let session = self.service.connect(&user, number);
+        if let Some(timeout) = headers.get(TIMEOUT_HEADER) {
+            let text = timeout.to_str().map_err(|_| {
+                QueryError::new(
+                    SqlState::INVALID_PARAMETER,
+                    format!("{TIMEOUT_HEADER} is not a time such as 500ms"),
+                )
+            })?;
+            session.settings().set("statement_timeout", Some(text), SetScope::Session)?;
         }
-        None => StatusCode::NOT_FOUND.into_response(),
+        Ok((session, permit))
     }
-}
-
-fn certificate_headers(certificate: &Certificate) -> [(&'static str, String); 2] {
-    [
-        ("x-viewledger-generation", certificate.generation.to_string()),
-        ("x-viewledger-complete", certificate.complete.to_string()),
-    ]
-}
-
-async fn print_metrics(State(operations): State<Operations>) -> Response {
-    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], operations.metrics.encode()).into_response()
-}
-
-fn report(good: bool, status: &'static str, reasons: Vec<String>) -> Response {
-    let code = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, axum::Json(Report { status, reasons })).into_response()
 }

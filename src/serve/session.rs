@@ -239,7 +239,7 @@ impl Session {
                 let schema = shown_schema(query, Arc::new(planned.plan.schema().as_arrow().clone()));
                 let parameters = parameter_types(query, &planned.plan)?;
                 if query.tag == "SELECT" && !query.catalog {
-                    by_key = self.by_key(planned).await?.filter(|by_key| same_types(&by_key.schema(), &schema));
+                    by_key = self.by_key(planned).await?;
                 }
                 (Some(schema), parameters)
             }
@@ -281,6 +281,9 @@ impl Session {
         parameters: Option<&ParamValues>,
     ) -> Result<Option<RecordBatch>, QueryError> {
         let (Some(query), Some(schema)) = (&prepared.by_key, &prepared.schema) else { return Ok(None) };
+        if !same_types(query.schema(), schema) {
+            return Ok(None);
+        }
         let began = Instant::now();
         let pinned = self.pin()?;
         let Some(rows) = query.answer(pinned.as_ref(), parameters)? else { return Ok(None) };

@@ -12,6 +12,7 @@ mod definitions;
 mod disk;
 mod evolution;
 mod flight;
+mod http;
 mod joins;
 mod kafka;
 mod keeping;

@@ -66,9 +66,9 @@ async fn a_transaction_reads_one_snapshot_with_its_certificate() {
     let (code, head, body) = server.get_whole("/snapshot").await.unwrap();
     let now: Value = serde_json::from_str(&body).unwrap();
     assert_eq!((code, now["generation"].clone(), now["as_of"].clone()), (200, 4.into(), false.into()), "{body}");
-    assert!(head.contains("x-viewledger-generation: 4") && head.contains("x-viewledger-complete: true"), "{head}");
+    assert!(head.contains("viewledger-generation: 4") && head.contains("viewledger-complete: true"), "{head}");
     let (_, head, _) = server.get_whole("/readyz").await.unwrap();
-    assert!(head.contains("x-viewledger-generation: 4"), "{head}");
+    assert!(head.contains("viewledger-generation: 4"), "{head}");
     server.stop().await;
 }
 

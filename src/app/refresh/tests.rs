@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::delta::fold;
 use crate::merge::point::Points;
 use crate::merge::reconcile::history::Outcome;
-use crate::merge::snapshot::{Snapshot, StreamSnapshot};
+use crate::merge::snapshot::{Moment, Snapshot, StreamSnapshot};
 use crate::position::{Epoch, Offset, PartitionId, StreamFrontier, TopicIdentity};
 use crate::runtime::SystemClock;
 use crate::storage::faults::{Fault, FaultyStore};
@@ -89,7 +89,9 @@ async fn stage(faulty: Arc<FaultyStore>, generations_max: usize) -> Stage {
         archive: snapshot,
     };
     let streams = [("clicks".to_owned(), part)].into();
-    let cell = Arc::new(SnapshotCell::new(Snapshot { generation, names, tables: Arc::default(), streams }));
+    let moment = Moment::default();
+    let first = Snapshot { generation, names, tables: Arc::default(), streams, moment };
+    let cell = Arc::new(SnapshotCell::new(first, Arc::new(SystemClock)));
     Stage { faulty, engine, declared, archive, cell, refresher, health, _sql: sql }
 }
 

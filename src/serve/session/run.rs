@@ -27,7 +27,11 @@ pub struct Encode<T> {
     rows_per_piece: usize,
     patience: Option<Duration>,
     work: Box<dyn FnMut(RecordBatch) -> Result<T, QueryError> + Send>,
+    end: Option<End<T>>,
 }
+
+/// Makes what comes behind the last row.
+type End<T> = Box<dyn FnOnce() -> Result<T, QueryError> + Send>;
 
 impl<T: 'static> Encode<T> {
     /// `work` gets at most so many rows at once.
@@ -35,7 +39,7 @@ impl<T: 'static> Encode<T> {
         rows_per_piece: usize,
         work: impl FnMut(RecordBatch) -> Result<T, QueryError> + Send + 'static,
     ) -> Self {
-        Self { rows_per_piece: rows_per_piece.max(1), patience: None, work: Box::new(work) }
+        Self { rows_per_piece: rows_per_piece.max(1), patience: None, work: Box::new(work), end: None }
     }
 
     /// Gives the statement up when nobody takes a piece for so long.
@@ -44,13 +48,19 @@ impl<T: 'static> Encode<T> {
         Self { patience: Some(patience), ..self }
     }
 
+    /// Sends what `end` makes once the last row was sent, and where there is none.
+    #[must_use]
+    pub fn ending(self, end: impl FnOnce() -> Result<T, QueryError> + Send + 'static) -> Self {
+        Self { end: Some(Box::new(end)), ..self }
+    }
+
     /// As this, of what `change` makes of each piece.
     pub(super) fn after(
         self,
         mut change: impl FnMut(RecordBatch) -> Result<RecordBatch, QueryError> + Send + 'static,
     ) -> Self {
-        let Self { rows_per_piece, patience, mut work } = self;
-        Self { rows_per_piece, patience, work: Box::new(move |batch| work(change(batch)?)) }
+        let Self { rows_per_piece, patience, mut work, end } = self;
+        Self { rows_per_piece, patience, work: Box::new(move |batch| work(change(batch)?)), end }
     }
 }
 
@@ -200,21 +210,28 @@ async fn produce<T>(
         while start < batch.num_rows() {
             let rows = encode.rows_per_piece.min(batch.num_rows() - start);
             let piece = (encode.work)(batch.slice(start, rows))?;
-            let sent = sender.send(Piece::Rows(piece));
-            let sent = match encode.patience {
-                Some(patience) => tokio::time::timeout(patience, sent).await,
-                None => Ok(sent.await),
-            };
-            match sent {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(QueryError::cancelled()),
-                Err(_) => return Err(QueryError::timed_out().detail("the client did not read its result")),
-            }
+            send(sender, piece, encode.patience).await?;
             start += rows;
         }
     }
+    if let Some(end) = encode.end.take() {
+        send(sender, end()?, encode.patience).await?;
+    }
     drop(pinned);
     Ok(())
+}
+
+async fn send<T>(sender: &mpsc::Sender<Piece<T>>, piece: T, patience: Option<Duration>) -> Result<(), QueryError> {
+    let sent = sender.send(Piece::Rows(piece));
+    let sent = match patience {
+        Some(patience) => tokio::time::timeout(patience, sent).await,
+        None => Ok(sent.await),
+    };
+    match sent {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(QueryError::cancelled()),
+        Err(_) => Err(QueryError::timed_out().detail("the client did not read its result")),
+    }
 }
 
 /// Lets operators that make many rows from few give way between batches. The engine's own rule watches only
