@@ -121,6 +121,7 @@ fn scan(node: &LogicalPlan) -> Option<String> {
         "system" if tells_of_the_present(table, columns().map(|field| field.name().as_str())) => {
             Some(format!("system.{table} tells of the present"))
         }
+        "audit" => Some(format!("audit.{table} tells of the present")),
         "public" | "batch" | "speed" => {
             let float = columns().find(|field| field.data_type().is_floating())?;
             Some(format!("{} of {table} is a float", float.name()))
