@@ -1,19 +1,22 @@
-//! What exists: streams, reference tables and views, as declared by the files in `sql/`.
+//! What exists: streams, reference tables, views and roles, as declared by the files in `sql/`.
 //!
 //! Nothing here touches data. A [`Catalog`] is loaded once, checked as a whole, and handed around read-only.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use self::role::Roles;
 use self::stream::Stream;
 use self::table::Table;
 use self::view::{OrdinaryView, View};
 
 pub mod ddl;
 pub mod loader;
+pub mod role;
 pub mod schedule;
 pub mod stream;
 pub mod table;
+pub mod verifier;
 pub mod version;
 pub mod view;
 
@@ -25,6 +28,7 @@ pub struct Catalog {
     pub views: BTreeMap<String, Arc<View>>,
     /// Names of tables and views are told apart: readers find all of them in one schema.
     pub ordinary: BTreeMap<String, Arc<OrdinaryView>>,
+    pub roles: Arc<Roles>,
 }
 
 /// Where in which file something is wrong, and what to do about it.

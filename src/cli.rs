@@ -12,6 +12,7 @@ use crate::runtime::{Health, Shutdown, spawn};
 pub mod check;
 pub mod demo;
 pub mod generate;
+pub mod password;
 pub mod refresh;
 pub mod serve;
 
@@ -33,6 +34,7 @@ enum Command {
     Generate(generate::Args),
     Refresh(refresh::Args),
     Check(check::Args),
+    Password(password::Args),
 }
 
 /// Parses the arguments, runs the command and reports its failure on standard error.
@@ -43,6 +45,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Refresh(args) => refresh::run(args),
         Command::Check(args) => check::run(args),
+        Command::Password(args) => password::run(args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("viewledger: {error:#}");

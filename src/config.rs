@@ -13,6 +13,8 @@ use toml::{Table, Value};
 
 const DEFAULTS: &str = include_str!("../viewledger.example.toml");
 const ENV_PREFIX: &str = "VIEWLEDGER_";
+/// A variable that begins so holds the password of a role.
+const PASSWORD_PREFIX: &str = "VIEWLEDGER_PASSWORD_";
 /// As long as the log of a table remembers the files that were replaced in it.
 pub const RETENTION_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -42,7 +44,11 @@ pub struct Config {
     pub tables: Tables,
     pub refresh: Refresh,
     pub query: Query,
+    pub auth: Auth,
     pub log: Log,
+    /// Passwords in the environment, by the name of the role in capital letters.
+    #[serde(skip)]
+    pub passwords: BTreeMap<String, Secret>,
     /// Every setting but those of free tables, as `system.settings` shows them.
     #[serde(skip)]
     settings: Vec<(String, String)>,
@@ -55,6 +61,7 @@ pub struct Server {
     pub http_port: u16,
     pub flight_port: u16,
     pub connections_max: usize,
+    pub connections_reserved: usize,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -148,6 +155,45 @@ pub struct Query {
 }
 
 #[derive(Debug, Clone, Deserialize)]
+pub struct Auth {
+    pub method: String,
+    pub passwords_file: PathBuf,
+    pub allow_plain: bool,
+}
+
+impl Auth {
+    /// Whether clients have to prove who they are.
+    pub fn asks_for_passwords(&self) -> bool {
+        self.method == "scram"
+    }
+
+    /// None where there is none.
+    pub fn passwords_file(&self) -> Option<&Path> {
+        (!self.passwords_file.as_os_str().is_empty()).then_some(self.passwords_file.as_path())
+    }
+}
+
+/// What no log and no answer may show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(...)")
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
 pub struct Log {
     pub format: String,
     pub level: String,
@@ -167,7 +213,12 @@ impl Config {
             let origin = path.display().to_string();
             overlay(&mut settings, parse(&text, &origin)?, "", &origin, &known)?;
         }
+        let mut passwords = BTreeMap::new();
         for (name, text) in env {
+            if let Some(role) = name.strip_prefix(PASSWORD_PREFIX) {
+                passwords.insert(role.to_owned(), Secret(text));
+                continue;
+            }
             apply_env(&mut settings, &known, &name, &text)?;
         }
         let public = public(&settings);
@@ -176,6 +227,7 @@ impl Config {
             .map_err(|error: toml::de::Error| ConfigError::Invalid(error.message().to_owned()))?;
         config.validate()?;
         config.settings = public;
+        config.passwords = passwords;
         Ok(config)
     }
 
@@ -204,6 +256,15 @@ impl Config {
             if value == 0 {
                 return Err(ConfigError::Invalid(format!("{key} must be at least 1")));
             }
+        }
+        if self.server.connections_reserved >= self.server.connections_max {
+            return Err(ConfigError::Invalid(
+                "server.connections_reserved must be less than server.connections_max".to_owned(),
+            ));
+        }
+        if !["trust", "scram"].contains(&self.auth.method.as_str()) {
+            let method = &self.auth.method;
+            return Err(ConfigError::Invalid(format!("auth.method must be trust or scram, not {method}")));
         }
         if self.archive.retention > RETENTION_MAX {
             return Err(ConfigError::Invalid(

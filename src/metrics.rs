@@ -139,6 +139,8 @@ pub struct Metrics {
     pub pg_connections: Gauge,
     /// `pg_connections_refused_total`: sessions turned away at the limit.
     pub pg_connections_refused: Counter,
+    /// `authentications_failed_total`: attempts to connect that did not prove who they are.
+    pub authentications_failed: Counter,
     /// `queries_total`
     pub queries: Family<OutcomeLabel, Counter>,
     /// `queries_running`: statements that hold a snapshot right now.
@@ -172,6 +174,7 @@ impl Metrics {
             delta_rows: Gauge::default(),
             pg_connections: Gauge::default(),
             pg_connections_refused: Counter::default(),
+            authentications_failed: Counter::default(),
             queries: Family::default(),
             queries_running: Gauge::default(),
             query_duration: seconds(),
@@ -261,6 +264,11 @@ impl Metrics {
             "pg_connections_refused",
             "Postgres sessions turned away at the limit",
             self.pg_connections_refused.clone(),
+        );
+        r.register(
+            "authentications_failed",
+            "Attempts to connect that did not prove who they are",
+            self.authentications_failed.clone(),
         );
         r.register("queries", "Statements by outcome", self.queries.clone());
         r.register("queries_running", "Statements that hold a snapshot", self.queries_running.clone());

@@ -16,6 +16,7 @@ use super::refresh::Refresher;
 use super::tables::References;
 use crate::batch;
 use crate::batch::shelf::AsOf;
+use crate::catalog::role::Roles;
 use crate::engine::Engine;
 use crate::kafka::status::IntakeStatus;
 use crate::merge::catalog::PinnedCatalog;
@@ -126,6 +127,11 @@ impl Database for Merged {
         let found = AsOf::parse(at).and_then(|wanted| open.around.shelf.find(wanted));
         let generation = found.map_err(|error| ServeError::AsOf(error.to_string()))?;
         Ok(Arc::new(open.present().as_of(generation)))
+    }
+
+    fn roles(&self) -> Option<Arc<Roles>> {
+        let roles = Arc::clone(&self.open.load().definitions.declared.load().catalog.roles);
+        (!roles.is_empty()).then_some(roles)
     }
 
     fn certificate(&self, pinned: &dyn CatalogProvider) -> Option<Certificate> {

@@ -1,9 +1,10 @@
-//! Reads the directory `sql/`: `streams/*.sql`, `views/*.sql` and, where there are any, `tables/*.sql`.
+//! Reads the directory `sql/`: `streams/*.sql`, `views/*.sql` and, where there are any, `tables/*.sql` and `roles/*.sql`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::ddl::{self, Definition};
+use super::role::{Roles, read};
 use super::table::Table;
 use super::view::{OrdinaryView, View};
 use super::{Catalog, Fault};
@@ -24,6 +25,10 @@ pub fn load(dir: &Path) -> Result<Catalog, Vec<Fault>> {
             }),
             Err(fault) => faults.push(fault),
         }
+    }
+    match roles(&dir.join("roles")) {
+        Ok(roles) => catalog.roles = Arc::new(roles),
+        Err(found) => faults.extend(found),
     }
     if catalog.streams.is_empty() && faults.is_empty() {
         faults.push(whole_file(&dir.join("streams"), "no stream is declared; add a .sql file with CREATE STREAM"));
@@ -49,6 +54,22 @@ fn sql_files(folder: &Path) -> Result<Vec<PathBuf>, Fault> {
         .collect();
     files.sort();
     Ok(files)
+}
+
+/// What all files of the folder say together: a grant may name a role of another file.
+fn roles(folder: &Path) -> Result<Roles, Vec<Fault>> {
+    if !folder.exists() {
+        return Ok(Roles::default());
+    }
+    let (mut statements, mut faults) = (Vec::new(), Vec::new());
+    for path in sql_files(folder).map_err(|fault| vec![fault])? {
+        let text = std::fs::read_to_string(&path).map_err(|error| whole_file(&path, format!("cannot read: {error}")));
+        match text.and_then(|text| read::statements(&path.display().to_string(), &text)) {
+            Ok(told) => statements.extend(told),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    if faults.is_empty() { Roles::of(statements) } else { Err(faults) }
 }
 
 fn load_file(path: &Path, catalog: &mut Catalog) -> Result<(), Fault> {

@@ -25,6 +25,7 @@ use self::line::Line;
 use self::presence::Presence;
 use self::query::Queries;
 use self::startup::Startup;
+use super::auth::Exposure;
 use super::error::{QueryError, SqlState};
 use super::session::QueryService;
 use super::{Endpoint, ServeError};
@@ -33,12 +34,9 @@ use crate::runtime::{Health, Shutdown, spawn};
 /// Sockets beyond the sessions: start-ups, cancel requests, clients that are told there is no room.
 const SPARE_SOCKETS: usize = 64;
 
-/// Opens the Postgres port. Sessions are not authenticated yet, so only a loopback address is accepted.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    if !address.ip().is_loopback() {
-        return Err(ServeError::NotLoopback { address });
-    }
-    Endpoint::pg(address).listen().await
+/// Opens the Postgres port.
+pub async fn listen(address: SocketAddr, exposure: Exposure) -> Result<TcpListener, ServeError> {
+    Endpoint::pg(address).listen_for(exposure).await
 }
 
 /// Answers Postgres clients until `shutdown`.
@@ -48,7 +46,8 @@ pub async fn serve_pg(
     shutdown: Shutdown,
     health: Health,
 ) -> Result<(), ServeError> {
-    let backends = Arc::new(Backends::new(service.limits().connections_max));
+    let limits = service.limits();
+    let backends = Arc::new(Backends::new(limits.connections_max, limits.connections_reserved));
     let sockets = Arc::new(tokio::sync::Semaphore::new(service.limits().connections_max + SPARE_SOCKETS));
     loop {
         let accepted = tokio::select! {
@@ -164,6 +163,15 @@ fn wire(error: QueryError) -> PgWireError {
     info.detail = error.detail;
     info.hint = error.hint;
     info.position = error.position.map(|position| position.to_string());
+    PgWireError::UserError(Box::new(info))
+}
+
+/// A client that is not let in, in the protocol's words.
+fn turned_away(error: QueryError) -> PgWireError {
+    let mut info = ErrorInfo::new("FATAL".to_owned(), error.state.0.to_owned(), error.message);
+    info.severity_nonlocalized = Some("FATAL".to_owned());
+    info.detail = error.detail;
+    info.hint = error.hint;
     PgWireError::UserError(Box::new(info))
 }
 

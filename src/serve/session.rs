@@ -9,6 +9,7 @@ mod dialect;
 pub mod functions;
 mod guard;
 mod names;
+mod policy;
 mod psql;
 mod run;
 mod settings;
@@ -40,9 +41,12 @@ pub use self::settings::{SERVER_VERSION, Settings};
 use self::statement::{Query, SetScope, Statement, StatementParser};
 use self::system::System;
 use self::write::WriteKind;
+use super::auth::passwords::Passwords;
+use super::auth::{Client, Gate, Method, Place};
 use super::error::{QueryError, SqlState};
-use super::{Database, Limits, ServeError, ViewChange};
+use super::{Database, DefineError, Limits, ServeError, ViewChange};
 use crate::metrics::Metrics;
+use crate::runtime::chain;
 
 /// What `SHOW` answers with the certificate of the snapshot.
 const SNAPSHOT: &str = "viewledger.snapshot";
@@ -55,22 +59,35 @@ pub struct QueryService {
     system: System,
     parser: StatementParser,
     limits: Limits,
+    gate: Arc<Gate>,
     queries: Handle,
     metrics: Arc<Metrics>,
 }
 
 impl QueryService {
-    /// `queries` is the runtime for planning and execution; see [`query_runtime`].
+    /// `queries` is the runtime for planning and execution; see [`query_runtime`]. Clients are taken to be who they say.
     pub fn new(
         database: Arc<dyn Database>,
         limits: Limits,
         queries: Handle,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, ServeError> {
+        let gate = Gate::new(Arc::clone(&database), Method::Trust, Passwords::default(), Arc::clone(&metrics));
+        Self::guarded(database, limits, queries, metrics, Arc::new(gate))
+    }
+
+    /// As [`QueryService::new`], with clients that are let in by `gate`.
+    pub fn guarded(
+        database: Arc<dyn Database>,
+        limits: Limits,
+        queries: Handle,
+        metrics: Arc<Metrics>,
+        gate: Arc<Gate>,
+    ) -> Result<Arc<Self>, ServeError> {
         let (system, template) =
             System::new(Arc::clone(&database)).map_err(|error| ServeError::Catalog(Box::new(error)))?;
         let parser = StatementParser::new(&limits);
-        Ok(Arc::new(Self { database, template, system, parser, limits, queries, metrics }))
+        Ok(Arc::new(Self { database, template, system, parser, limits, gate, queries, metrics }))
     }
 
     pub fn limits(&self) -> &Limits {
@@ -85,12 +102,24 @@ impl QueryService {
         &self.database
     }
 
-    /// A new session of `user`; `backend` is its number.
-    pub fn connect(self: &Arc<Self>, user: &str, backend: i32) -> Session {
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Reads passwords and the definitions in files again. With a fault in either, it stays as it was.
+    pub async fn reload(&self) -> Result<(), DefineError> {
+        self.gate.reload().map_err(|error| DefineError::Failed(chain(&error)))?;
+        self.database.reload().await
+    }
+
+    /// A new session of a client that was let in; `backend` is its number.
+    pub fn connect(self: &Arc<Self>, client: Client, backend: i32) -> Session {
+        let Client { user, place, .. } = client;
         Session {
             service: Arc::clone(self),
-            settings: Arc::new(Settings::new(user, &self.limits)),
-            identity: Identity { user: user.to_owned(), backend },
+            settings: Arc::new(Settings::new(&user, &self.limits)),
+            identity: Identity { user, backend },
+            place: Arc::new(place),
             cancels: watch::Sender::new(0),
             transaction: Transaction::None,
             cursors: BTreeMap::new(),
@@ -118,6 +147,8 @@ pub struct Session {
     cancels: watch::Sender<u64>,
     transaction: Transaction,
     cursors: BTreeMap<String, Cursor>,
+    /// One of its role's connections.
+    place: Arc<Place>,
 }
 
 #[derive(Debug)]
@@ -325,6 +356,7 @@ impl Session {
                 return Err(QueryError::new(SqlState("25P01"), message));
             }
             Statement::Refresh(view, scope) => {
+                self.permit_refresh(view)?;
                 let generation = self.service.database.refresh(Some(view), *scope).await?;
                 tracing::info!(view, generation, user = self.identity.user, "refreshed on a client's request");
                 Outcome::Done("REFRESH MATERIALIZED VIEW")
@@ -334,11 +366,13 @@ impl Session {
                     let message = format!("{} cannot run inside a transaction block", tag(change));
                     return Err(QueryError::new(SqlState("25001"), message));
                 }
+                self.rights()?.define(change)?;
                 self.service.database.change_view(change, &self.identity.user).await?;
                 Outcome::Done(tag(change))
             }
             Statement::Reload => {
-                self.service.database.reload().await?;
+                self.rights()?.execute("pg_reload_conf")?;
+                self.service.reload().await?;
                 tracing::info!(user = self.identity.user, "definitions read again on a client's request");
                 Outcome::Table { batch: reloaded()?, tag: "SELECT" }
             }
@@ -391,17 +425,18 @@ impl Session {
         query: &Query,
         parameters: Option<ParamValues>,
     ) -> Result<Planned, QueryError> {
-        let service = Arc::clone(&self.service);
+        let (service, rights) = (Arc::clone(&self.service), self.rights()?);
         let (settings, identity) = (Arc::clone(&self.settings), self.identity.clone());
         let query = query.clone();
         Work::start(&self.service.queries, async move {
             let mut state = service.template.clone();
             let default_schema = settings.default_schema();
-            state.register_catalog_list(service.system.over(&pinned));
+            let (catalogs, named) = service.system.over(&pinned, &rights);
+            state.register_catalog_list(catalogs);
             state.config_mut().options_mut().catalog.default_schema.clone_from(&default_schema);
             functions::register_session(&mut state, &identity, &settings, &default_schema)?;
             for (name, function) in service.database.table_functions(pinned.as_ref()) {
-                state.register_udtf(&name, function);
+                state.register_udtf(&name, rights.guarded(function));
             }
             if query.catalog {
                 let relations = relations(&state).await?;
@@ -427,6 +462,7 @@ impl Session {
                 plan => plan,
             };
             guard::check(&plan)?;
+            rights.read(&query, &named, &default_schema)?;
             let plan = match parameters {
                 Some(values) => plan.with_param_values(values)?,
                 None => plan,
@@ -447,6 +483,7 @@ impl Session {
             cancels: watch::Sender::new(0),
             transaction: Transaction::None,
             cursors: BTreeMap::new(),
+            place: Arc::clone(&self.place),
         }
     }
 

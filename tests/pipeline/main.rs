@@ -20,6 +20,7 @@ mod reconcile;
 mod records;
 mod refreshes;
 mod reload;
+mod roles;
 mod server;
 mod snapshots;
 mod tables;

@@ -18,6 +18,7 @@ use datafusion_pg_catalog::setup_pg_catalog;
 use parking_lot::RwLock;
 
 use super::functions;
+use super::policy::{Named, Rights};
 use crate::serve::{DATABASE, Database};
 
 const PG_CATALOG: &str = "pg_catalog";
@@ -49,18 +50,24 @@ impl System {
             .with_catalog_list(Arc::new(Catalogs(Arc::clone(&live) as Arc<dyn CatalogProvider>)))
             .build();
         let context = SessionContext::new_with_state(state);
-        setup_pg_catalog(&context, DATABASE, Roles).map_err(|error| *error)?;
+        let roles = Roles(Arc::clone(&live.database));
+        setup_pg_catalog(&context, DATABASE, roles).map_err(|error| *error)?;
         functions::register_fixed(&context);
         let template = context.state_ref().read().clone();
         Ok((Self { live }, template))
     }
 
-    /// The catalog of one statement: a pinned snapshot and the system tables.
-    pub(super) fn over(&self, pinned: &Arc<dyn CatalogProvider>) -> Arc<dyn CatalogProviderList> {
+    /// The catalog of one statement: a pinned snapshot and the system tables. With it, which of its tables are asked for.
+    pub(super) fn over(
+        &self,
+        pinned: &Arc<dyn CatalogProvider>,
+        rights: &Rights,
+    ) -> (Arc<dyn CatalogProviderList>, Arc<Named>) {
         // The system tables describe what the last statement saw, without keeping it alive.
         *self.live.latest.write() = Some(Arc::downgrade(pinned));
         let whole = PinnedCatalog { pinned: Arc::clone(pinned), pg_catalog: self.pg_catalog() };
-        Arc::new(Catalogs(Arc::new(whole)))
+        let (whole, named) = rights.watch(Arc::new(whole));
+        (Arc::new(Catalogs(whole)), named)
     }
 
     pub(super) fn pg_catalog(&self) -> Option<Arc<dyn SchemaProvider>> {
@@ -181,27 +188,34 @@ impl SchemaProvider for SystemTables {
     }
 }
 
-/// Roles come with authentication; until then everybody is the same reader.
+/// The roles that are declared; without any, everybody is the same reader.
 #[derive(Debug, Clone)]
-struct Roles;
+struct Roles(Arc<dyn Database>);
 
 #[async_trait]
 impl PgCatalogContextProvider for Roles {
     async fn roles(&self) -> Vec<String> {
-        vec![DATABASE.to_owned()]
+        match self.0.roles() {
+            Some(roles) => roles.iter().map(|role| role.name.clone()).collect(),
+            None => vec![DATABASE.to_owned()],
+        }
     }
 
     async fn role(&self, name: &str) -> Option<Role> {
+        let declared = match self.0.roles() {
+            Some(roles) => Some(Arc::clone(roles.get(name)?)),
+            None => None,
+        };
         Some(Role {
             name: name.to_owned(),
             is_superuser: false,
-            can_login: true,
+            can_login: declared.as_ref().is_none_or(|role| role.login),
             can_create_db: false,
             can_create_role: false,
             can_create_user: false,
             can_replication: false,
             grants: Vec::new(),
-            inherited_roles: Vec::new(),
+            inherited_roles: declared.map(|role| role.member_of.iter().cloned().collect()).unwrap_or_default(),
         })
     }
 }
