@@ -45,6 +45,8 @@ pub struct Config {
     pub refresh: Refresh,
     pub query: Query,
     pub auth: Auth,
+    pub tls: Tls,
+    pub audit: Audit,
     pub log: Log,
     /// Passwords in the environment, by the name of the role in capital letters.
     #[serde(skip)]
@@ -152,6 +154,10 @@ pub struct Query {
     pub memory_bytes_max: usize,
     #[serde(deserialize_with = "duration")]
     pub timeout: Duration,
+    pub running_per_role_max: usize,
+    pub waiting_per_role_max: usize,
+    #[serde(deserialize_with = "duration")]
+    pub waiting_timeout: Duration,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -171,6 +177,29 @@ impl Auth {
     pub fn passwords_file(&self) -> Option<&Path> {
         (!self.passwords_file.as_os_str().is_empty()).then_some(self.passwords_file.as_path())
     }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Tls {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub required: bool,
+}
+
+impl Tls {
+    /// Certificate and key; None without TLS.
+    pub fn files(&self) -> Option<(&Path, &Path)> {
+        (!self.certificate.as_os_str().is_empty()).then_some((self.certificate.as_path(), self.key.as_path()))
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Audit {
+    pub access_log: bool,
+    pub access_log_days: u32,
+    #[serde(deserialize_with = "size")]
+    pub access_log_bytes_max: usize,
+    pub access_log_queue_max: usize,
 }
 
 /// What no log and no answer may show.
@@ -250,6 +279,8 @@ impl Config {
             ("refresh.generations_keep", self.refresh.generations_keep),
             ("refresh.reconciliations_keep", self.refresh.reconciliations_keep),
             ("query.threads", self.query.threads),
+            ("query.running_per_role_max", self.query.running_per_role_max),
+            ("audit.access_log_queue_max", self.audit.access_log_queue_max),
             ("server.connections_max", self.server.connections_max),
         ];
         for (key, value) in positive {
@@ -261,6 +292,15 @@ impl Config {
             return Err(ConfigError::Invalid(
                 "server.connections_reserved must be less than server.connections_max".to_owned(),
             ));
+        }
+        let [certificate, key] = [&self.tls.certificate, &self.tls.key].map(|path| path.as_os_str().is_empty());
+        if certificate != key {
+            return Err(ConfigError::Invalid(
+                "tls.certificate and tls.key are set together or not at all".to_owned(),
+            ));
+        }
+        if self.tls.required && certificate {
+            return Err(ConfigError::Invalid("tls.required needs tls.certificate and tls.key".to_owned()));
         }
         if !["trust", "scram"].contains(&self.auth.method.as_str()) {
             let method = &self.auth.method;

@@ -8,12 +8,14 @@
 //! Architecture invariant: a client can never name a file, a URL or a table that the pinned catalog does not
 //! hold. Statements are allowed by a list, first over the parsed statement, then over its logical plan.
 
+pub mod access_log;
 pub mod auth;
 pub mod error;
 pub mod flight;
 pub mod http;
 pub mod pg;
 pub mod session;
+pub mod tls;
 mod values;
 
 use std::fmt;
@@ -56,6 +58,11 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
 
     /// What a catalog that was pinned here holds, and what is missing in it.
     fn certificate(&self, _pinned: &dyn CatalogProvider) -> Option<Certificate> {
+        None
+    }
+
+    /// The number of the generation that a catalog which was pinned here reads. Must be cheap.
+    fn generation(&self, _pinned: &dyn CatalogProvider) -> Option<u64> {
         None
     }
 

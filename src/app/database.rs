@@ -144,6 +144,11 @@ impl Database for Merged {
         })
     }
 
+    fn generation(&self, pinned: &dyn CatalogProvider) -> Option<u64> {
+        let pinned: &dyn Any = pinned;
+        pinned.downcast_ref::<PinnedCatalog>().map(|pinned| pinned.generation().0)
+    }
+
     fn session(&self) -> SessionContext {
         self.open.load().engine.session()
     }

@@ -13,8 +13,10 @@ use super::reload::{Live, follow_files};
 use super::security::Security;
 use crate::config::Config;
 use crate::runtime::{Shutdown, spawn};
+use crate::serve::auth::Protocol;
 use crate::serve::http::serve_http;
 use crate::serve::session::{QueryService, query_runtime};
+use crate::serve::tls::sockets::Sockets;
 use crate::serve::{self, Database, Endpoint, flight, pg};
 
 /// How often gauges are brought up to date.
@@ -62,13 +64,16 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
     let merged = Arc::new(Merged::new(&core).reloading(ask));
     let database: Arc<dyn Database> = Arc::<Merged>::clone(&merged);
     let metrics = Arc::clone(&core.metrics);
-    let gate = security.gate(&database, &metrics)?;
+    let log = security.access_log(&core.config, &core.clock, &metrics, &health)?;
+    let gate = security.gate(&database, &metrics, log)?;
+    let tls = gate.tls().cloned();
     let service = QueryService::guarded(Arc::clone(&database), limits, queries.handle(), metrics, gate)?;
 
     let (stop, poison) = (shutdown.clone(), health.clone());
     spawn("http", &health, {
         let (metrics, health, shutdown) = (Arc::clone(&core.metrics), health.clone(), shutdown.clone());
         let database = Arc::clone(&database);
+        let http_listener = Sockets::of(http_listener, tls, Protocol::Http, &health, shutdown.clone());
         async move {
             if let Err(error) = serve_http(http_listener, database, metrics, shutdown, health.clone()).await {
                 poison.poison("http", error);

@@ -63,7 +63,8 @@ fn roles(folder: &Path) -> Result<Roles, Vec<Fault>> {
     }
     let (mut statements, mut faults) = (Vec::new(), Vec::new());
     for path in sql_files(folder).map_err(|fault| vec![fault])? {
-        let text = std::fs::read_to_string(&path).map_err(|error| whole_file(&path, format!("cannot read: {error}")));
+        let text =
+            std::fs::read_to_string(&path).map_err(|error| whole_file(&path, format!("cannot read: {error}")));
         match text.and_then(|text| read::statements(&path.display().to_string(), &text)) {
             Ok(told) => statements.extend(told),
             Err(fault) => faults.push(fault),

@@ -12,6 +12,8 @@ use self::read::{Subject, Told};
 
 /// Schemas that describe the database: every role reads them, as in PostgreSQL.
 const OPEN_SCHEMAS: [&str; 2] = ["pg_catalog", "information_schema"];
+/// But for this table, in which PostgreSQL has passwords.
+const CLOSED_TABLE: &str = "pg_authid";
 
 /// Roles that exist without being declared, to be members of.
 const PREDEFINED: [&str; 1] = [RESERVED_CONNECTIONS];
@@ -131,7 +133,7 @@ pub struct Role {
 impl Role {
     /// Whether it may do this with a table, or with every table of its schema.
     pub fn may(&self, privilege: Privilege, schema: &str, table: &str) -> bool {
-        if privilege == Privilege::Select && OPEN_SCHEMAS.contains(&schema) {
+        if privilege == Privilege::Select && OPEN_SCHEMAS.contains(&schema) && table != CLOSED_TABLE {
             return true;
         }
         self.rights.schemas.get(schema).is_some_and(|held| {
@@ -201,8 +203,7 @@ impl Roles {
                 Told::Role(role) => match declared_at.get(&role.name) {
                     Some(other) => {
                         let Place { file, line, .. } = other;
-                        faults
-                            .push(at.fault(format!("role {} is declared already, at {file}:{line}", role.name)));
+                        faults.push(at.fault(format!("role {} is declared already, at {file}:{line}", role.name)));
                     }
                     None => {
                         declared_at.insert(role.name.clone(), at);
@@ -243,9 +244,7 @@ impl Roles {
                 Subject::Every { schema } | Subject::Create { schema } => {
                     Some(GrantedOn { schema, table: None, at: at.clone() })
                 }
-                Subject::Table { schema, table } => {
-                    Some(GrantedOn { schema, table: Some(table), at: at.clone() })
-                }
+                Subject::Table { schema, table } => Some(GrantedOn { schema, table: Some(table), at: at.clone() }),
                 Subject::Function { .. } => None,
             }));
         }

@@ -25,7 +25,7 @@ use crate::catalog::stream::{OFFSET, PARTITION, Stream, quarantine_schema};
 use crate::catalog::table::Table;
 use crate::catalog::version::{self, Histories};
 use crate::engine::state::LambdaView;
-use crate::position::{Epoch, StreamFrontier};
+use crate::position::{Epoch, GenerationId, StreamFrontier};
 use crate::storage::scan::{FILE_COLUMN, ROW_COLUMN};
 use crate::tables::Contents;
 use crate::tables::change::numbered;
@@ -176,6 +176,11 @@ impl PinnedCatalog {
 
     fn pinned(&self, kind: SchemaKind) -> PinnedSchema {
         PinnedSchema { kind, catalog: self.clone() }
+    }
+
+    /// The generation that is read, with the delta since or without.
+    pub fn generation(&self) -> GenerationId {
+        self.as_of.as_ref().unwrap_or(&self.snapshot.generation).id
     }
 
     /// What is read, and what is missing in it.

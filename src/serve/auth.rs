@@ -16,19 +16,25 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
 use rand::RngCore;
+use tokio::sync::OwnedSemaphorePermit;
 
 pub mod attempts;
 pub mod passwords;
+pub mod queue;
 pub mod scram;
 
 use self::attempts::Attempts;
 use self::passwords::Passwords;
+use self::queue::{Queue, QueueBounds};
 use self::scram::{Exchange, Mechanism, ScramError};
-use super::Database;
+use super::access_log::{AccessLog, Event, Record, Weight};
 use super::error::{QueryError, SqlState};
+use super::tls::{Tls, TlsError};
+use super::{Database, DefineError};
 use crate::catalog::role::Role;
 use crate::catalog::verifier::Verifier;
 use crate::metrics::Metrics;
+use crate::runtime::chain;
 
 /// How long a password that was checked is known, for protocols that send it with each request.
 const CHECKED_PATIENCE: Duration = Duration::from_secs(60);
@@ -54,9 +60,9 @@ pub enum Exposure {
 }
 
 impl Exposure {
-    pub fn new(method: Method, required_tls: bool, allow_plain: bool) -> Self {
+    pub fn new(method: Method, tls: bool, allow_plain: bool) -> Self {
         match method {
-            Method::Scram if required_tls || allow_plain => Self::Network,
+            Method::Scram if tls || allow_plain => Self::Network,
             _ => Self::Loopback,
         }
     }
@@ -114,23 +120,34 @@ pub struct Gate {
     attempts: Attempts,
     checked: Mutex<HashMap<[u8; 32], Instant>>,
     taken: Arc<Taken>,
+    queues: QueueBounds,
+    tls: Option<Arc<Tls>>,
+    log: Option<Arc<AccessLog>>,
     metrics: Arc<Metrics>,
 }
 
-/// Connections by role.
-type Taken = Mutex<BTreeMap<String, usize>>;
+/// Of each role that is connected: how often, and its queries.
+type Taken = Mutex<BTreeMap<String, (usize, Arc<Queue>)>>;
 
 /// A connection of a role; given back when dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     taken: Arc<Taken>,
     user: String,
+    queue: Arc<Queue>,
+}
+
+impl Place {
+    /// The right to run a query.
+    pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, QueryError> {
+        self.queue.enter(&self.user).await
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.taken.lock();
-        if let Some(count) = taken.get_mut(&self.user) {
+        if let Some((count, _)) = taken.get_mut(&self.user) {
             *count -= 1;
             if *count == 0 {
                 taken.remove(&self.user);
@@ -151,17 +168,57 @@ impl Gate {
             attempts: Attempts::default(),
             checked: Mutex::default(),
             taken: Arc::default(),
+            queues: QueueBounds::default(),
+            tls: None,
+            log: None,
             metrics,
         }
+    }
+
+    #[must_use]
+    pub fn with_queues(self, queues: QueueBounds) -> Self {
+        Self { queues, ..self }
+    }
+
+    /// Offers TLS.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Arc<Tls>>) -> Self {
+        Self { tls, ..self }
+    }
+
+    /// Tells who comes and what they do.
+    #[must_use]
+    pub fn with_log(self, log: Option<Arc<AccessLog>>) -> Self {
+        Self { log, ..self }
+    }
+
+    pub fn tls(&self) -> Option<&Arc<Tls>> {
+        self.tls.as_ref()
+    }
+
+    pub fn log(&self) -> Option<&Arc<AccessLog>> {
+        self.log.as_ref()
     }
 
     pub fn method(&self) -> Method {
         self.method
     }
 
-    /// Reads passwords in files again; what cannot be read stays as it was.
-    pub fn reload(&self) -> Result<(), passwords::PasswordsError> {
-        self.passwords.reload()
+    /// Reads passwords, certificate and key in files again; what cannot be used stays as it was.
+    pub fn reload(&self) -> Result<(), DefineError> {
+        self.passwords.reload().map_err(|error| DefineError::Failed(chain(&error)))?;
+        let tls = self.tls.as_ref().map_or(Ok::<(), TlsError>(()), |tls| tls.reload());
+        tls.map_err(|error| DefineError::Failed(chain(&error)))
+    }
+
+    /// Whether a client that comes so may say who it is.
+    pub fn admit(&self, origin: Origin) -> Result<(), QueryError> {
+        let plain = || self.tls.as_ref().is_none_or(|tls| ip(origin).is_none_or(|ip| tls.admits_plain(ip)));
+        if origin.tls || plain() {
+            return Ok(());
+        }
+        Err(QueryError::new(SqlState::INVALID_AUTHORIZATION, "connections without TLS are refused")
+            .hint("connect with sslmode=require or better"))
     }
 
     /// Whether somebody could prove to be `role`.
@@ -209,7 +266,7 @@ impl Gate {
             let password = password.to_owned();
             let check = tokio::task::spawn_blocking(move || scram::matches(&password, &verifier));
             if !check.await.unwrap_or(false) {
-                self.failed(origin).await;
+                self.failed(user, origin).await;
                 return Err(wrong_password(user));
             }
             self.note_checked(known_by);
@@ -221,12 +278,18 @@ impl Gate {
     /// Lets in who is known, where its role may log in and has a connection left.
     pub fn enter(&self, known: Known, origin: Origin) -> Result<Client, QueryError> {
         let Known { user } = known;
+        self.place(&user)
+            .map(|place| Client { user: user.clone(), origin, place })
+            .inspect_err(|error| self.note_refused(&user, origin, error.state))
+    }
+
+    fn place(&self, user: &str) -> Result<Place, QueryError> {
         let mut limit = None;
         if let Some(roles) = self.database.roles() {
-            let Some(role) = roles.get(&user) else {
+            let Some(role) = roles.get(user) else {
                 let names: Vec<&str> =
                     roles.iter().filter(|role| role.login).map(|role| role.name.as_str()).collect();
-                return Err(unknown_role(&user).hint(format!("connect as one of: {}", names.join(", "))));
+                return Err(unknown_role(user).hint(format!("connect as one of: {}", names.join(", "))));
             };
             if !role.login {
                 let message = format!("role \"{user}\" is not permitted to log in");
@@ -236,16 +299,15 @@ impl Gate {
             limit = role.connections_max;
         }
         let mut taken = self.taken.lock();
-        let count = taken.entry(user.clone()).or_default();
+        let fresh = || (0, Arc::new(Queue::new(self.queues)));
+        let (count, queue) = taken.entry(user.to_owned()).or_insert_with(fresh);
         if limit.is_some_and(|limit| *count >= limit) {
             let message = format!("too many connections for role \"{user}\"");
             return Err(QueryError::new(SqlState::TOO_MANY_CONNECTIONS, message)
                 .hint("close one, or raise its CONNECTION LIMIT in sql/roles"));
         }
         *count += 1;
-        drop(taken);
-        let place = Place { taken: Arc::clone(&self.taken), user: user.clone() };
-        Ok(Client { user, origin, place })
+        Ok(Place { taken: Arc::clone(&self.taken), user: user.to_owned(), queue: Arc::clone(queue) })
     }
 
     /// Whether connections are kept for `user`.
@@ -255,11 +317,22 @@ impl Gate {
     }
 
     /// Counts a failed attempt, and returns when it may be answered.
-    pub async fn failed(&self, origin: Origin) {
+    pub async fn failed(&self, user: &str, origin: Origin) {
+        self.note_refused(user, origin, SqlState::INVALID_PASSWORD);
         self.metrics.authentications_failed.inc();
         let delay = self.attempts.failed(ip(origin), Instant::now());
         tracing::warn!(address = ?origin.address, protocol = origin.protocol.name(), "a client could not prove who it is");
         tokio::time::sleep(delay).await;
+    }
+
+    fn note_refused(&self, user: &str, origin: Origin, state: SqlState) {
+        if let Some(log) = &self.log {
+            // As long as a role's name may be.
+            let role: String = user.chars().take(63).collect();
+            let mut record = Record::of(log.now(), Event::Refused, Weight::Kept, role.into(), origin);
+            record.state = Some(state);
+            log.note(record);
+        }
     }
 
     pub fn succeeded(&self, origin: Origin) {

@@ -39,14 +39,14 @@ use futures::{Stream, TryStreamExt, stream};
 use prost::Message;
 use tokio::net::TcpListener;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use self::answer::{Batches, no_rows, refusal, schema_bytes};
 use self::asker::Asker;
 use self::desk::{Caller, Desk, Order};
-use super::auth::Exposure;
+use super::auth::{Exposure, Protocol};
 use super::session::QueryService;
+use super::tls::sockets::Sockets;
 use super::{Endpoint, ServeError};
 use crate::runtime::{Health, Shutdown, spawn};
 
@@ -79,11 +79,16 @@ pub async fn serve_flight(
             }
         }
     });
+    let tls = desk.gate().tls().cloned();
     let flights = FlightServiceServer::new(Flights { desk });
+    let sockets = Sockets::of(listener, tls, Protocol::Flight, &health, shutdown.clone());
+    let incoming = stream::unfold(sockets, |mut sockets| async move {
+        sockets.next().await.map(|socket| (Ok::<_, std::io::Error>(socket), sockets))
+    });
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .add_service(flights)
-        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
+        .serve_with_incoming(incoming);
     tokio::select! {
         // Clients may hold a connection open for ever, so its end is not waited for.
         () = shutdown.wait() => Ok(()),
@@ -236,6 +241,8 @@ impl FlightSqlService for Flights {
         request: Request<PeekableFlightDataStream>,
     ) -> Result<DoPutPreparedStatementResult, Status> {
         let handle = query.prepared_statement_handle;
+        // Before anything is read of who sends it.
+        self.desk.knows(&handle).map_err(refusal)?;
         self.desk.bind(&handle, sent(request).await?).map_err(refusal)?;
         Ok(DoPutPreparedStatementResult { prepared_statement_handle: Some(handle) })
     }
@@ -246,6 +253,7 @@ impl FlightSqlService for Flights {
         request: Request<PeekableFlightDataStream>,
     ) -> Result<i64, Status> {
         let handle = query.prepared_statement_handle;
+        self.desk.knows(&handle).map_err(refusal)?;
         self.desk.carry_out_prepared(&handle, sent(request).await?).await.map_err(refusal)
     }
 
@@ -389,7 +397,12 @@ impl FlightSqlService for Flights {
         flight(&metadata::primary_key_schema(), ticket, request.into_inner()).map(Response::new)
     }
 
-    async fn do_get_primary_keys(&self, query: CommandGetPrimaryKeys, _: Request<Ticket>) -> Answer<FlightStream> {
+    async fn do_get_primary_keys(
+        &self,
+        query: CommandGetPrimaryKeys,
+        request: Request<Ticket>,
+    ) -> Answer<FlightStream> {
+        self.caller(Asker::of(&request), None).await?;
         one(metadata::primary_keys(&query, self.desk.database().as_ref()))
     }
 

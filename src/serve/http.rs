@@ -1,5 +1,6 @@
 //! HTTP for operators: whether the process is healthy and ready, and what it counts.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Router;
@@ -7,8 +8,8 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::Listener;
 use serde::Serialize;
-use tokio::net::TcpListener;
 
 use super::{Certificate, Database, ServeError};
 use crate::metrics::Metrics;
@@ -36,8 +37,8 @@ struct Report {
 }
 
 /// Answers until `shutdown`.
-pub async fn serve_http(
-    listener: TcpListener,
+pub async fn serve_http<L: Listener<Addr = SocketAddr>>(
+    listener: L,
     database: Arc<dyn Database>,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,

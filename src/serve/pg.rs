@@ -25,9 +25,10 @@ use self::line::Line;
 use self::presence::Presence;
 use self::query::Queries;
 use self::startup::Startup;
-use super::auth::Exposure;
+use super::auth::{Exposure, Protocol};
 use super::error::{QueryError, SqlState};
 use super::session::QueryService;
+use super::tls::Loaded;
 use super::{Endpoint, ServeError};
 use crate::runtime::{Health, Shutdown, spawn};
 
@@ -67,12 +68,14 @@ pub async fn serve_pg(
             service.metrics().pg_connections_refused.inc();
             continue;
         };
-        let parts = Arc::new(Parts::new(Arc::clone(&service), Arc::clone(&backends)));
+        let tls = service.gate().tls().map(|tls| tls.current());
+        let acceptor = tls.as_ref().map(|tls| tls.acceptor(Protocol::Postgres));
+        let parts = Arc::new(Parts::new(Arc::clone(&service), Arc::clone(&backends), tls));
         let stop = shutdown.clone();
         spawn("pg connection", &health, async move {
             tokio::select! {
                 () = stop.wait() => {}
-                () = converse(socket, parts) => {}
+                () = converse(socket, acceptor, parts) => {}
             }
             drop(permit);
         });
@@ -80,13 +83,13 @@ pub async fn serve_pg(
 }
 
 /// One client, from its first byte to its last.
-async fn converse(socket: TcpStream, parts: Arc<Parts>) {
+async fn converse(socket: TcpStream, acceptor: Option<pgwire::tokio::TlsAcceptor>, parts: Arc<Parts>) {
     let startup_timeout = parts.startup.service.limits().startup_timeout;
     let presence = Arc::clone(&parts.presence);
     presence.expect_until(Some(startup_timeout));
     let peer = socket.peer_addr().ok();
     let line = Line::of(&socket);
-    let conversation = pgwire::tokio::process_socket(socket, None, parts);
+    let conversation = pgwire::tokio::process_socket(socket, acceptor, parts);
     // A client's bytes must not bring the process into doubt, so its panic ends here.
     let conversation = std::panic::AssertUnwindSafe(conversation).catch_unwind();
     tokio::pin!(conversation);
@@ -111,12 +114,12 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(service: Arc<QueryService>, backends: Arc<Backends>) -> Self {
+    fn new(service: Arc<QueryService>, backends: Arc<Backends>, tls: Option<Arc<Loaded>>) -> Self {
         let presence = Arc::new(Presence::default());
         Self {
             cancels: Arc::new(Cancels(Arc::clone(&backends))),
             queries: Arc::new(Queries::new(&service, Arc::clone(&presence))),
-            startup: Arc::new(Startup::new(service, backends, Arc::clone(&presence))),
+            startup: Arc::new(Startup::new(service, backends, Arc::clone(&presence), tls)),
             presence,
         }
     }

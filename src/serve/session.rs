@@ -8,6 +8,7 @@ pub mod cursor;
 mod dialect;
 pub mod functions;
 mod guard;
+mod log;
 mod names;
 mod policy;
 mod psql;
@@ -41,12 +42,13 @@ pub use self::settings::{SERVER_VERSION, Settings};
 use self::statement::{Query, SetScope, Statement, StatementParser};
 use self::system::System;
 use self::write::WriteKind;
+use super::access_log::Weight;
+use super::access_log::entry::{Entry, Visit};
 use super::auth::passwords::Passwords;
-use super::auth::{Client, Gate, Method, Place};
+use super::auth::{Client, Gate, Method, Origin, Place};
 use super::error::{QueryError, SqlState};
 use super::{Database, DefineError, Limits, ServeError, ViewChange};
 use crate::metrics::Metrics;
-use crate::runtime::chain;
 
 /// What `SHOW` answers with the certificate of the snapshot.
 const SNAPSHOT: &str = "viewledger.snapshot";
@@ -84,8 +86,8 @@ impl QueryService {
         metrics: Arc<Metrics>,
         gate: Arc<Gate>,
     ) -> Result<Arc<Self>, ServeError> {
-        let (system, template) =
-            System::new(Arc::clone(&database)).map_err(|error| ServeError::Catalog(Box::new(error)))?;
+        let (system, template) = System::new(Arc::clone(&database), gate.log().cloned())
+            .map_err(|error| ServeError::Catalog(Box::new(error)))?;
         let parser = StatementParser::new(&limits);
         Ok(Arc::new(Self { database, template, system, parser, limits, gate, queries, metrics }))
     }
@@ -108,18 +110,21 @@ impl QueryService {
 
     /// Reads passwords and the definitions in files again. With a fault in either, it stays as it was.
     pub async fn reload(&self) -> Result<(), DefineError> {
-        self.gate.reload().map_err(|error| DefineError::Failed(chain(&error)))?;
+        self.gate.reload()?;
         self.database.reload().await
     }
 
     /// A new session of a client that was let in; `backend` is its number.
     pub fn connect(self: &Arc<Self>, client: Client, backend: i32) -> Session {
-        let Client { user, place, .. } = client;
+        let Client { user, origin, place } = client;
         Session {
             service: Arc::clone(self),
             settings: Arc::new(Settings::new(&user, &self.limits)),
+            role: user.as_str().into(),
             identity: Identity { user, backend },
+            origin,
             place: Arc::new(place),
+            visit: None,
             cancels: watch::Sender::new(0),
             transaction: Transaction::None,
             cursors: BTreeMap::new(),
@@ -147,8 +152,13 @@ pub struct Session {
     cancels: watch::Sender<u64>,
     transaction: Transaction,
     cursors: BTreeMap<String, Cursor>,
+    /// As the access log names it.
+    role: Arc<str>,
+    origin: Origin,
     /// One of its role's connections.
     place: Arc<Place>,
+    /// Told of when it begins and when it ends.
+    visit: Option<Arc<Visit>>,
 }
 
 #[derive(Debug)]
@@ -210,6 +220,11 @@ pub enum Outcome<T> {
 impl Session {
     /// The statements of one message.
     pub async fn parse(&self, sql: &str) -> Result<Vec<Statement>, QueryError> {
+        let parsed = self.parse_message(sql).await;
+        parsed.inspect_err(|error| self.entry(sql.into(), Weight::Passing).end(None, Some(error.state)))
+    }
+
+    async fn parse_message(&self, sql: &str) -> Result<Vec<Statement>, QueryError> {
         // A short text takes microseconds; a long one leaves the I/O thread.
         if sql.len() <= 4096 {
             return self.service.parser.parse(sql);
@@ -245,6 +260,17 @@ impl Session {
 
     /// Finds the types of a statement's parameters and results.
     pub async fn prepare(&mut self, statement: Statement) -> Result<Prepared, QueryError> {
+        let entry = self.entry(statement.text(), Weight::Passing);
+        let prepared = self.describe(statement).await;
+        match &prepared {
+            // Told of when it is executed.
+            Ok(_) => entry.forget(),
+            Err(error) => entry.end(None, Some(error.state)),
+        }
+        prepared
+    }
+
+    async fn describe(&mut self, statement: Statement) -> Result<Prepared, QueryError> {
         let (schema, parameters) = match &statement {
             Statement::Query(query) => {
                 let planned = self.plan(query, None).await?;
@@ -288,10 +314,38 @@ impl Session {
         T: Send + 'static,
         F: FnOnce(&SchemaRef) -> Result<Encode<T>, QueryError>,
     {
+        let weight = if statement.changes() { Weight::Kept } else { Weight::Passing };
+        let mut entry = self.entry(statement.text(), weight);
+        let done = match entry.ready().await {
+            Ok(()) => self.carry_out(statement, (parameters, promised), encode, &mut entry).await,
+            Err(error) => Err(error),
+        };
+        let (rows, state) = match &done {
+            Ok(Outcome::Changed { rows, .. }) => (Some(*rows), None),
+            Ok(Outcome::Table { batch, .. }) => (Some(batch.num_rows() as u64), None),
+            Ok(_) => (None, None),
+            Err(error) => (None, Some(error.state)),
+        };
+        entry.end_durably(rows, state).await;
+        done
+    }
+
+    async fn carry_out<T, F>(
+        &mut self,
+        statement: &Statement,
+        (parameters, promised): (Option<ParamValues>, Option<&SchemaRef>),
+        encode: F,
+        entry: &mut Entry,
+    ) -> Result<Outcome<T>, QueryError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&SchemaRef) -> Result<Encode<T>, QueryError>,
+    {
         match statement {
             Statement::Query(query) | Statement::Copy(Copy { query, .. }) => {
+                let turn = self.place.turn().await?;
                 let planned = self.plan(query, parameters).await?;
-                let planned = match promised {
+                let mut planned = match promised {
                     Some(promised) if query.tag == "SELECT" => keep_promise(planned, promised)?,
                     _ => planned,
                 };
@@ -301,6 +355,8 @@ impl Session {
                     if query.tag == "EXPLAIN" { encode.after(|batch| explain_lines(&batch)) } else { encode };
                 let service = &self.service;
                 let buffered = service.limits.pieces_buffered;
+                entry.reads(service.database.generation(planned.pinned.as_ref()));
+                (planned.entry, planned.turn) = (entry.take(), Some(turn));
                 let rows = run::run(&service.queries, &service.metrics, planned, buffered, encode);
                 Ok(Outcome::Rows { schema, rows, tag: query.tag })
             }
@@ -467,7 +523,7 @@ impl Session {
                 Some(values) => plan.with_param_values(values)?,
                 None => plan,
             };
-            Ok(Planned { plan, state, pinned })
+            Ok(Planned { plan, state, pinned, entry: Entry::default(), turn: None })
         })
         .finish()
         .await?
@@ -483,7 +539,10 @@ impl Session {
             cancels: watch::Sender::new(0),
             transaction: Transaction::None,
             cursors: BTreeMap::new(),
+            role: Arc::clone(&self.role),
+            origin: self.origin,
             place: Arc::clone(&self.place),
+            visit: self.visit.clone(),
         }
     }
 
@@ -598,14 +657,13 @@ fn parameter_types(query: &Query, plan: &LogicalPlan) -> Result<Vec<Option<DataT
 
 /// Casts a result to the types that were described before its parameters had values.
 fn keep_promise(planned: Planned, promised: &SchemaRef) -> Result<Planned, QueryError> {
-    let Planned { plan, state, pinned } = planned;
-    let own = plan.schema();
+    let own = planned.plan.schema();
     if own.fields().len() != promised.fields().len() {
         return Err(QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, "cached plan must not change result type"));
     }
     let same = own.fields().iter().zip(promised.fields()).all(|(a, b)| a.data_type() == b.data_type());
     if same {
-        return Ok(Planned { plan, state, pinned });
+        return Ok(planned);
     }
     let casts: Vec<Expr> = own
         .columns()
@@ -621,8 +679,8 @@ fn keep_promise(planned: Planned, promised: &SchemaRef) -> Result<Planned, Query
             }
         })
         .collect();
-    let plan = LogicalPlanBuilder::from(plan).project(casts)?.build()?;
-    Ok(Planned { plan, state, pinned })
+    let plan = LogicalPlanBuilder::from(planned.plan).project(casts)?.build()?;
+    Ok(Planned { plan, ..planned })
 }
 
 /// Every relation with its number, for functions that are asked about numbers.

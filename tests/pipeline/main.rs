@@ -4,10 +4,12 @@
 //! usual client, and asks in SQL until the answer is right or a deadline passes. Nothing waits for a fixed time.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod access_log;
 mod brokers;
 mod damage;
 mod definitions;
 mod disk;
+mod escapes;
 mod evolution;
 mod flight;
 mod joins;
@@ -24,6 +26,7 @@ mod roles;
 mod server;
 mod snapshots;
 mod tables;
+mod tls;
 mod versions;
 mod world;
 mod zombie;

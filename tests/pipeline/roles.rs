@@ -1,13 +1,18 @@
 //! Roles in `sql/roles`: who may connect, what each may do over every protocol, and passwords.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use arrow_flight::sql::CommandGetPrimaryKeys;
 use arrow_flight::sql::client::FlightSqlServiceClient;
 use futures::TryStreamExt;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls};
 use tonic::transport::{Channel, Endpoint};
+use viewledger::catalog::verifier::Verifier;
 use viewledger::serve::auth::passwords::new_verifier;
+use viewledger::serve::auth::scram;
 
 use crate::server::{Ask, rows};
 use crate::world::{World, clicks};
@@ -33,7 +38,10 @@ CREATE ROLE nobody;
 async fn world() -> World {
     let world = World::new(1).await;
     world.write_sql("tables/rates.sql", RATES);
-    world.write_sql("views/rated.sql", "CREATE VIEW rated AS SELECT p.page FROM pages p JOIN rates r USING (page);\n");
+    world.write_sql(
+        "views/rated.sql",
+        "CREATE VIEW rated AS SELECT p.page FROM pages p JOIN rates r USING (page);\n",
+    );
     world.write_sql("roles/all.sql", ROLES);
     world
 }
@@ -56,10 +64,9 @@ fn told(error: &tokio_postgres::Error) -> (String, String) {
 }
 
 async fn denied(client: &Client, sql: &str, words: &str) {
-    for (protocol, result) in [
-        ("simple", client.simple_query(sql).await.map(drop)),
-        ("extended", client.query(sql, &[]).await.map(drop)),
-    ] {
+    for (protocol, result) in
+        [("simple", client.simple_query(sql).await.map(drop)), ("extended", client.query(sql, &[]).await.map(drop))]
+    {
         let (state, message) = told(&result.err().unwrap_or_else(|| panic!("{protocol}: {sql} is let through")));
         assert_eq!(state, "42501", "{protocol}: {sql}: {message}");
         assert!(message.contains(words), "{protocol}: {sql}: {message}");
@@ -87,7 +94,9 @@ async fn each_role_may_what_it_was_granted_and_no_more() {
     server.until_passed(6).await;
     server.refresh().await;
 
-    for (user, words) in [("stranger", "connect as one of: analyst, definer, rater, reader"), ("nobody", "not permitted to log in")] {
+    for (user, words) in
+        [("stranger", "connect as one of: analyst, definer, rater, reader"), ("nobody", "not permitted to log in")]
+    {
         let (state, message) = told(&connect_with(&server, &format!("user={user}")).await.err().unwrap());
         assert_eq!(state, "28000", "{message}");
         assert!(message.contains(words), "{message}");
@@ -118,7 +127,10 @@ async fn each_role_may_what_it_was_granted_and_no_more() {
         ("SELECT * FROM rated", "permission denied for table rated"),
         ("SELECT 1 FROM raw.clicks WHERE false", "permission denied for table clicks"),
         ("SELECT (SELECT count(*) FROM raw.clicks)", "permission denied for table clicks"),
-        ("SELECT * FROM pages WHERE EXISTS (SELECT 1 FROM system.settings)", "permission denied for table settings"),
+        (
+            "SELECT * FROM pages WHERE EXISTS (SELECT 1 FROM system.settings)",
+            "permission denied for table settings",
+        ),
         ("WITH c AS (SELECT * FROM speed.pages) SELECT 1", "permission denied for table pages"),
         ("SELECT 1 UNION ALL SELECT total FROM speed.pages", "GRANT SELECT ON speed.pages TO reader"),
         ("WITH rates AS (SELECT * FROM rates) SELECT * FROM rates", "permission denied for table rates"),
@@ -131,10 +143,19 @@ async fn each_role_may_what_it_was_granted_and_no_more() {
         ("UPDATE rates SET rate = 2", "permission denied for table rates"),
         ("DELETE FROM rates", "permission denied for table rates"),
         ("TRUNCATE rates", "permission denied for table rates; GRANT TRUNCATE"),
-        ("REFRESH MATERIALIZED VIEW pages", "permission denied for table pages; GRANT MAINTAIN ON public.pages TO reader"),
-        ("CREATE MATERIALIZED VIEW mine AS SELECT page, count(*) AS n FROM raw.clicks GROUP BY page", "permission denied for schema public"),
+        (
+            "REFRESH MATERIALIZED VIEW pages",
+            "permission denied for table pages; GRANT MAINTAIN ON public.pages TO reader",
+        ),
+        (
+            "CREATE MATERIALIZED VIEW mine AS SELECT page, count(*) AS n FROM raw.clicks GROUP BY page",
+            "permission denied for schema public",
+        ),
         ("ALTER MATERIALIZED VIEW pages SET (version = 1)", "permission denied for schema public"),
-        ("DROP MATERIALIZED VIEW pages", "permission denied for schema public; GRANT CREATE ON SCHEMA public TO reader"),
+        (
+            "DROP MATERIALIZED VIEW pages",
+            "permission denied for schema public; GRANT CREATE ON SCHEMA public TO reader",
+        ),
         ("SELECT pg_reload_conf()", "permission denied for function pg_reload_conf"),
         ("SELECT * FROM view_diff('visitors', 1, 2)", "permission denied for table visitors"),
     ] {
@@ -157,7 +178,10 @@ async fn each_role_may_what_it_was_granted_and_no_more() {
     drop(second);
 
     let rater = connect_as(&server, "rater").await;
-    rater.batch_execute("INSERT INTO rates VALUES ('a', 1); INSERT INTO rates SELECT page || 'x', rate FROM rates").await.unwrap();
+    rater
+        .batch_execute("INSERT INTO rates VALUES ('a', 1); INSERT INTO rates SELECT page || 'x', rate FROM rates")
+        .await
+        .unwrap();
     assert_eq!(rows(&rater, "SELECT count(*) FROM rates").await.unwrap(), ["2"]);
     let upsert = "INSERT INTO rates VALUES ('a', 2) ON CONFLICT (page) DO UPDATE SET rate = excluded.rate";
     denied(&rater, upsert, "GRANT UPDATE ON public.rates TO rater").await;
@@ -180,7 +204,11 @@ async fn rights_bind_over_flight_too_and_follow_changed_files() {
 
     let mut stranger = flight(&server).await;
     let refused = fetched(&mut stranger, "SELECT 1").await.unwrap_err();
-    assert!(refused.contains("role \\\"anonymous\\\" does not exist") || refused.contains("role \"anonymous\" does not exist"), "{refused}");
+    assert!(
+        refused.contains("role \\\"anonymous\\\" does not exist")
+            || refused.contains("role \"anonymous\" does not exist"),
+        "{refused}"
+    );
     assert!(stranger.handshake("nobody", "").await.is_err());
     let mut client = flight(&server).await;
     client.handshake("reader", "").await.unwrap();
@@ -193,10 +221,14 @@ async fn rights_bind_over_flight_too_and_follow_changed_files() {
         "REFRESH MATERIALIZED VIEW pages",
     ] {
         let refused = fetched(&mut client, sql).await.unwrap_err();
-        assert!(refused.contains("permission denied for") && refused.contains("SQLSTATE 42501"), "{sql}: {refused}");
+        assert!(
+            refused.contains("permission denied for") && refused.contains("SQLSTATE 42501"),
+            "{sql}: {refused}"
+        );
     }
     assert!(client.prepare("SELECT * FROM rates".into(), None).await.is_err());
-    let update = client.execute_update("INSERT INTO rates VALUES ('a', 1)".into(), None).await.unwrap_err().to_string();
+    let update =
+        client.execute_update("INSERT INTO rates VALUES ('a', 1)".into(), None).await.unwrap_err().to_string();
     assert!(update.contains("permission denied for table rates"), "{update}");
 
     let reader = connect_as(&server, "reader").await;
@@ -204,7 +236,11 @@ async fn rights_bind_over_flight_too_and_follow_changed_files() {
     world.write_sql("roles/more.sql", "GRANT SELECT ON rates TO reader;\n");
     let generations = server.one("SELECT count(DISTINCT generation) FROM system.generations").await;
     server.rows("SELECT pg_reload_conf()").await;
-    assert_eq!(rows(&reader, "SELECT count(*) FROM rates").await.unwrap(), ["0"], "a session that was open sees it");
+    assert_eq!(
+        rows(&reader, "SELECT count(*) FROM rates").await.unwrap(),
+        ["0"],
+        "a session that was open sees it"
+    );
     assert_eq!(fetched(&mut client, "SELECT * FROM rates").await.unwrap(), 0);
     world.remove_sql("roles/more.sql");
     server.rows("SELECT pg_reload_conf()").await;
@@ -225,7 +261,8 @@ async fn passwords_are_asked_for_over_every_protocol() {
     let mut world = world().await;
     world.remove_sql("roles/all.sql");
     let verifier = new_verifier("of the file");
-    let declared = ROLES.replace("CREATE ROLE reader LOGIN", &format!("CREATE ROLE reader LOGIN PASSWORD '{}'", verifier.reveal()));
+    let declared = ROLES
+        .replace("CREATE ROLE reader LOGIN", &format!("CREATE ROLE reader LOGIN PASSWORD '{}'", verifier.reveal()));
     world.write_sql("roles/all.sql", &declared.replace("CONNECTION LIMIT 2", ""));
     world.set("VIEWLEDGER_AUTH_METHOD", "scram");
     world.set("VIEWLEDGER_PASSWORD_ANALYST", "of the environment");
@@ -234,7 +271,9 @@ async fn passwords_are_asked_for_over_every_protocol() {
     world.set("VIEWLEDGER_AUTH_PASSWORDS_FILE", passwords.display().to_string());
     let server = world.serve().await;
 
-    for (user, password) in [("reader", "of the file"), ("analyst", "of the environment"), ("rater", "of the mount")] {
+    for (user, password) in
+        [("reader", "of the file"), ("analyst", "of the environment"), ("rater", "of the mount")]
+    {
         let client = connect_with(&server, &format!("user={user} password='{password}'")).await.unwrap();
         assert_eq!(rows(&client, "SELECT session_user").await.unwrap(), [user]);
     }
@@ -253,6 +292,10 @@ async fn passwords_are_asked_for_over_every_protocol() {
     assert!(wrong.contains("password authentication failed for user"), "{wrong}");
     let none = fetched(&mut flight(&server).await, "SELECT 1").await.unwrap_err();
     assert!(none.contains("password authentication failed for user"), "{none}");
+    let keys = CommandGetPrimaryKeys { catalog: None, db_schema: None, table: "rates".to_owned() };
+    let info = client.get_primary_keys(keys).await.unwrap();
+    let ticket = info.endpoint[0].ticket.clone().unwrap();
+    assert!(client.do_get(ticket).await.is_err(), "names are told to nobody");
     client.handshake("reader", "of the file").await.unwrap();
     assert_eq!(fetched(&mut client, "SELECT session_user").await.unwrap(), 1);
 
@@ -284,4 +327,21 @@ async fn a_server_that_nobody_could_use_or_everybody_does_not_start() {
     world.set("VIEWLEDGER_AUTH_METHOD", "scram");
     world.set("VIEWLEDGER_PASSWORD_READER", "x");
     world.serve().await.stop().await;
+}
+
+#[test]
+fn the_command_makes_the_verifier_of_a_password() {
+    let made = |password: &[u8]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_viewledger"));
+        command.arg("password").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(password).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let output = made(b"sec ret\n");
+    let verifier: Verifier = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    assert!(scram::matches("sec ret", &verifier) && !scram::matches("sec ret\n", &verifier));
+    let empty = made(b"\n");
+    assert_eq!(empty.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&empty.stderr).contains("the password is empty"));
 }

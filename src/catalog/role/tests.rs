@@ -1,8 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
 
-const VERIFIER: &str =
-    "SCRAM-SHA-256$4096:c2FsdHNhbHRzYWx0c2FsdA==$FOoTCMbJzxbNAMpVEjOlHPwOhTAsOkkVKaRwPPqUuIk=:\
+const VERIFIER: &str = "SCRAM-SHA-256$4096:c2FsdHNhbHRzYWx0c2FsdA==$FOoTCMbJzxbNAMpVEjOlHPwOhTAsOkkVKaRwPPqUuIk=:\
      FOoTCMbJzxbNAMpVEjOlHPwOhTAsOkkVKaRwPPqUuIk=";
 
 fn roles(text: &str) -> Result<Roles, Vec<String>> {
@@ -30,7 +29,10 @@ fn rights_are_those_of_the_role_and_of_all_it_is_in() {
     assert!(ada.may(Privilege::Select, "raw", "anything") && ada.may(Privilege::Update, "public", "rates"));
     assert!(ada.may(Privilege::Insert, "Odd", "Name") && !ada.may(Privilege::Insert, "Odd", "name"));
     assert!(!ada.may(Privilege::Delete, "public", "rates") && !ada.may(Privilege::Insert, "public", "other"));
-    assert!(!ada.may(Privilege::Select, "system", "settings") && ada.may(Privilege::Select, "pg_catalog", "pg_class"));
+    assert!(
+        !ada.may(Privilege::Select, "system", "settings") && ada.may(Privilege::Select, "pg_catalog", "pg_class")
+    );
+    assert!(!ada.may(Privilege::Select, "pg_catalog", "pg_authid"));
     assert!(ada.may_create_in("public") && !ada.may_create_in("raw") && ada.may_execute("pg_reload_conf"));
     assert!(ada.has_reserved_connections());
     let guest = roles.get("guest").unwrap();

@@ -39,8 +39,8 @@ impl Passwords {
 
     pub fn reload(&self) -> Result<(), PasswordsError> {
         let Some(path) = &self.file else { return Ok(()) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| PasswordsError::Read { path: path.clone(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| PasswordsError::Read { path: path.clone(), source })?;
         let mut read = BTreeMap::new();
         for (index, line) in text.lines().enumerate() {
             if line.trim().is_empty() || line.starts_with('#') {

@@ -1,11 +1,18 @@
 //! Who sends a request, as its headers and its connection tell.
 
-use std::net::SocketAddr;
-
-use tonic::transport::server::TcpConnectInfo;
+use tonic::transport::server::Connected;
 use tonic::{Request, Status};
 
 use crate::serve::auth::{self, Origin, Protocol};
+use crate::serve::tls::sockets::{Peer, Socket};
+
+impl Connected for Socket {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer()
+    }
+}
 
 /// What a request says of who sends it.
 #[derive(Debug)]
@@ -18,16 +25,19 @@ pub(super) struct Asker {
 pub(super) enum Authorization {
     None,
     /// `Basic`
-    User { user: String, password: String },
+    User {
+        user: String,
+        password: String,
+    },
     /// `Bearer`
     Token(String),
 }
 
 impl Asker {
     pub(super) fn of<T>(request: &Request<T>) -> Self {
-        let address: Option<SocketAddr> =
-            request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
-        let origin = Origin { address, protocol: Protocol::Flight, tls: false };
+        let peer = request.extensions().get::<Peer>();
+        let (address, tls) = (peer.map(|peer| peer.address), peer.is_some_and(|peer| peer.tls));
+        let origin = Origin { address, protocol: Protocol::Flight, tls };
         let header = request.metadata().get("authorization");
         let authorization = match header {
             None => Ok(Authorization::None),
@@ -65,7 +75,9 @@ mod tests {
             Asker::of(&request).authorization
         };
         let basic = read("Basic YW5hOnNlY3JldA==");
-        assert!(matches!(basic, Ok(Authorization::User { user, password }) if user == "ana" && password == "secret"));
+        assert!(
+            matches!(basic, Ok(Authorization::User { user, password }) if user == "ana" && password == "secret")
+        );
         assert!(matches!(read("bearer x"), Ok(Authorization::Token(token)) if token == "x"));
         assert!(matches!(Asker::of(&Request::new(())).authorization, Ok(Authorization::None)));
         for wrong in ["", "Basic", "Basic !", "Basic Og==", "Basic OnB3", "Digest x"] {

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::answer::{Batches, as_they_are, batches, no_rows};
 use super::asker::{Asker, Authorization};
 use crate::serve::Database;
-use crate::serve::auth::Origin;
+use crate::serve::auth::{Gate, Origin};
 use crate::serve::error::{QueryError, SqlState};
 use crate::serve::session::statement::Statement;
 use crate::serve::session::{Outcome, Prepared, QueryService, Session};
@@ -156,6 +156,10 @@ impl Desk {
         }
     }
 
+    pub(super) fn gate(&self) -> &Arc<Gate> {
+        self.service.gate()
+    }
+
     pub(super) fn database(&self) -> &Arc<dyn Database> {
         self.service.database()
     }
@@ -176,6 +180,7 @@ impl Desk {
         };
         let token = Uuid::new_v4().to_string();
         let session = self.connect(&user, &password, asker.origin).await?;
+        session.lock().await.arrive();
         self.sessions.put_as(token.clone().into(), session).map_err(super::refusal)?;
         tracing::debug!(user, "a Flight SQL client shook hands");
         Ok(token)
@@ -309,6 +314,11 @@ impl Desk {
                 "this prepared statement is closed, or nobody used it for too long",
             )
         })
+    }
+
+    /// Whether there is such a prepared statement.
+    pub(super) fn knows(&self, handle: &[u8]) -> Result<(), QueryError> {
+        self.kept(handle).map(drop)
     }
 
     /// The values that the next execution takes.

@@ -31,6 +31,7 @@ use crate::serve::auth::scram::{Exchange, Mechanism, ScramError};
 use crate::serve::auth::{Known, Method, Origin, Protocol, wrong_password};
 use crate::serve::error::SqlState;
 use crate::serve::session::{QueryService, Session};
+use crate::serve::tls::Loaded;
 
 /// Lets a client in.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ pub(super) struct Startup {
     backends: Arc<Backends>,
     presence: Arc<Presence>,
     stage: Mutex<Stage>,
+    /// What the connection was offered.
+    tls: Option<Arc<Loaded>>,
 }
 
 /// How far the conversation has come.
@@ -76,13 +79,18 @@ impl Drop for Connection {
 }
 
 impl Startup {
-    pub(super) fn new(service: Arc<QueryService>, backends: Arc<Backends>, presence: Arc<Presence>) -> Self {
-        Self { service, backends, presence, stage: Mutex::new(Stage::Silent) }
+    pub(super) fn new(
+        service: Arc<QueryService>,
+        backends: Arc<Backends>,
+        presence: Arc<Presence>,
+        tls: Option<Arc<Loaded>>,
+    ) -> Self {
+        Self { service, backends, presence, stage: Mutex::new(Stage::Silent), tls }
     }
 
-    /// What proves to a client that it speaks to the owner of the certificate; None without TLS.
-    fn binding(&self, _origin: Origin) -> Option<Vec<u8>> {
-        None
+    /// By what a client knows the certificate; None without TLS.
+    fn binding(&self, origin: Origin) -> Option<&[u8]> {
+        self.tls.as_ref().filter(|_| origin.tls)?.binding()
     }
 
     fn asked<C: ClientInfo>(&self, client: &C, startup: &StartupMessage) -> PgWireResult<Asked> {
@@ -90,7 +98,9 @@ impl Startup {
         let user = parameters
             .get("user")
             .filter(|user| !user.is_empty())
-            .ok_or_else(|| fatal(SqlState::INVALID_AUTHORIZATION, "no user name was given in the start-up message"))?
+            .ok_or_else(|| {
+                fatal(SqlState::INVALID_AUTHORIZATION, "no user name was given in the start-up message")
+            })?
             .clone();
         let database = parameters.get("database").unwrap_or(&user);
         if database != DATABASE {
@@ -99,6 +109,7 @@ impl Startup {
         }
         let origin =
             Origin { address: Some(client.socket_addr()), protocol: Protocol::Postgres, tls: client.is_secure() };
+        self.service.gate().admit(origin).map_err(turned_away)?;
         Ok(Asked { user, parameters, origin })
     }
 
@@ -120,8 +131,9 @@ impl Startup {
             fatal(SqlState::TOO_MANY_CONNECTIONS, why)
         })?;
         let (number, secret) = self.backends.number(client);
-        let session = self.service.connect(admitted, number);
+        let mut session = self.service.connect(admitted, number);
         apply_parameters(&session, &asked.parameters)?;
+        session.arrive();
         let reported = session.settings().reported();
         let place = self.backends.open(number, &secret, session.cancels(), permit);
         metrics.pg_connections.inc();
@@ -140,11 +152,12 @@ impl Startup {
     fn challenge(&self, asked: Asked, message: PasswordMessageFamily) -> PgWireResult<String> {
         let initial = message.into_sasl_initial_response()?;
         let refused = |error: ScramError| fatal(SqlState::PROTOCOL_VIOLATION, error.to_string());
-        let mechanism = Mechanism::named(&initial.auth_method)
-            .ok_or_else(|| fatal(SqlState::PROTOCOL_VIOLATION, "the mechanism is none of those that were offered"))?;
+        let mechanism = Mechanism::named(&initial.auth_method).ok_or_else(|| {
+            fatal(SqlState::PROTOCOL_VIOLATION, "the mechanism is none of those that were offered")
+        })?;
         let first = initial.data.unwrap_or_default();
         let binding = self.binding(asked.origin);
-        let begun = self.service.gate().challenge(&asked.user, mechanism, binding.as_deref(), &first);
+        let begun = self.service.gate().challenge(&asked.user, mechanism, binding, &first);
         let (exchange, answer) = begun.map_err(refused)?;
         *self.stage.lock() = Stage::Challenged(asked, Box::new(exchange));
         Ok(answer)
@@ -165,7 +178,7 @@ impl Startup {
                 Ok(proven)
             }
             Err(ScramError::Wrong) => {
-                gate.failed(asked.origin).await;
+                gate.failed(&asked.user, asked.origin).await;
                 Err(turned_away(wrong_password(&asked.user)))
             }
             Err(malformed) => Err(fatal(SqlState::PROTOCOL_VIOLATION, malformed.to_string())),
@@ -211,16 +224,16 @@ impl StartupHandler for Startup {
                 client.feed(PgWireBackendMessage::Authentication(answer)).await?;
                 self.enter(client, &asked, known).await
             }
-            _ => Err(fatal(SqlState::PROTOCOL_VIOLATION, "expected a start-up message, or the answer to a challenge")),
+            _ => Err(fatal(
+                SqlState::PROTOCOL_VIOLATION,
+                "expected a start-up message, or the answer to a challenge",
+            )),
         }
     }
 }
 
 /// Settings in the start-up message; an unknown one refuses the connection, as in PostgreSQL.
-fn apply_parameters(
-    session: &Session,
-    parameters: &BTreeMap<String, String>,
-) -> PgWireResult<()> {
+fn apply_parameters(session: &Session, parameters: &BTreeMap<String, String>) -> PgWireResult<()> {
     let refused = |error: crate::serve::error::QueryError| match wire(error) {
         PgWireError::UserError(info) => fatal(SqlState::INVALID_PARAMETER, info.message.clone()),
         other => other,

@@ -19,9 +19,12 @@ use parking_lot::RwLock;
 
 use super::functions;
 use super::policy::{Named, Rights};
+use crate::serve::access_log::AccessLog;
 use crate::serve::{DATABASE, Database};
 
 const PG_CATALOG: &str = "pg_catalog";
+const AUDIT: &str = "audit";
+const ACCESS_LOG: &str = "access_log";
 
 /// The parts of the catalog that belong to no snapshot.
 #[derive(Debug)]
@@ -31,9 +34,10 @@ pub(super) struct System {
 
 impl System {
     /// Makes the system catalog, and the session template that knows its functions.
-    pub(super) fn new(database: Arc<dyn Database>) -> Result<(Self, SessionState)> {
+    pub(super) fn new(database: Arc<dyn Database>, log: Option<Arc<AccessLog>>) -> Result<(Self, SessionState)> {
         let live = Arc::new(LiveCatalog {
             database: Arc::clone(&database),
+            log,
             latest: RwLock::new(None),
             pg_catalog: OnceLock::new(),
         });
@@ -65,7 +69,8 @@ impl System {
     ) -> (Arc<dyn CatalogProviderList>, Arc<Named>) {
         // The system tables describe what the last statement saw, without keeping it alive.
         *self.live.latest.write() = Some(Arc::downgrade(pinned));
-        let whole = PinnedCatalog { pinned: Arc::clone(pinned), pg_catalog: self.pg_catalog() };
+        let log = self.live.log.clone();
+        let whole = PinnedCatalog { pinned: Arc::clone(pinned), pg_catalog: self.pg_catalog(), log };
         let (whole, named) = rights.watch(Arc::new(whole));
         (Arc::new(Catalogs(whole)), named)
     }
@@ -98,21 +103,27 @@ impl CatalogProviderList for Catalogs {
 struct PinnedCatalog {
     pinned: Arc<dyn CatalogProvider>,
     pg_catalog: Option<Arc<dyn SchemaProvider>>,
+    log: Option<Arc<AccessLog>>,
 }
 
 impl CatalogProvider for PinnedCatalog {
     fn schema_names(&self) -> Vec<String> {
-        with_system(self.pinned.schema_names())
+        with_system(self.pinned.schema_names(), self.log.is_some())
     }
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
-        if name == PG_CATALOG { self.pg_catalog.clone() } else { self.pinned.schema(name) }
+        match name {
+            PG_CATALOG => self.pg_catalog.clone(),
+            AUDIT => audit(self.pinned.schema(name), self.log.as_ref()),
+            _ => self.pinned.schema(name),
+        }
     }
 }
 
 /// What the system tables describe: the snapshot of the newest statement, or a fresh one.
 struct LiveCatalog {
     database: Arc<dyn Database>,
+    log: Option<Arc<AccessLog>>,
     latest: RwLock<Option<Weak<dyn CatalogProvider>>>,
     pg_catalog: OnceLock<Arc<dyn SchemaProvider>>,
 }
@@ -133,7 +144,8 @@ impl LiveCatalog {
 
 impl CatalogProvider for LiveCatalog {
     fn schema_names(&self) -> Vec<String> {
-        with_system(self.current().map(|catalog| catalog.schema_names()).unwrap_or_default())
+        let own = self.current().map(|catalog| catalog.schema_names()).unwrap_or_default();
+        with_system(own, self.log.is_some())
     }
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
@@ -142,6 +154,7 @@ impl CatalogProvider for LiveCatalog {
                 .pg_catalog
                 .get()
                 .map(|inner| Arc::new(SystemTables(Arc::clone(inner))) as Arc<dyn SchemaProvider>),
+            AUDIT => audit(self.current()?.schema(name), self.log.as_ref()),
             _ => self.current()?.schema(name),
         }
     }
@@ -158,11 +171,55 @@ impl CatalogProvider for LiveCatalog {
     }
 }
 
-fn with_system(mut names: Vec<String>) -> Vec<String> {
+fn with_system(mut names: Vec<String>, logs: bool) -> Vec<String> {
     names.retain(|name| name != PG_CATALOG && name != "information_schema");
+    if logs && !names.iter().any(|name| name == AUDIT) {
+        names.push(AUDIT.to_owned());
+    }
     names.sort();
     names.push(PG_CATALOG.to_owned());
     names
+}
+
+/// What the database has in `audit`, and the access log.
+fn audit(own: Option<Arc<dyn SchemaProvider>>, log: Option<&Arc<AccessLog>>) -> Option<Arc<dyn SchemaProvider>> {
+    match log {
+        Some(log) => Some(Arc::new(Audit { own, log: Arc::clone(log) })),
+        None => own,
+    }
+}
+
+#[derive(Debug)]
+struct Audit {
+    own: Option<Arc<dyn SchemaProvider>>,
+    log: Arc<AccessLog>,
+}
+
+#[async_trait]
+impl SchemaProvider for Audit {
+    fn table_names(&self) -> Vec<String> {
+        let own = self.own.as_ref().map(|own| own.table_names()).unwrap_or_default();
+        own.into_iter().chain([ACCESS_LOG.to_owned()]).collect()
+    }
+
+    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        match &self.own {
+            _ if name == ACCESS_LOG => self.log.table().map(Some),
+            Some(own) => own.table(name).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn table_type(&self, name: &str) -> Result<Option<TableType>> {
+        match &self.own {
+            Some(own) if name != ACCESS_LOG => own.table_type(name).await,
+            _ => Ok(self.table_exist(name).then_some(TableType::Base)),
+        }
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        name == ACCESS_LOG || self.own.as_ref().is_some_and(|own| own.table_exist(name))
+    }
 }
 
 /// `pg_catalog` as it lists itself, with the kinds of its relations.
