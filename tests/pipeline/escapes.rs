@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use arrow_flight::sql::client::FlightSqlServiceClient;
+use futures::TryStreamExt;
 use tokio_postgres::{Client, NoTls};
 use tonic::transport::Endpoint;
 
@@ -65,10 +66,11 @@ async fn refusals(ask: &Ask, role: &str, sql: &str) -> [(&'static str, String); 
     flight.handshake(role, "").await.unwrap();
     let told = match flight.execute(sql.to_owned(), None).await {
         Err(error) => Some(error.to_string()),
-        // What gives no rows is carried out when it is fetched.
-        Ok(info) => {
-            flight.do_get(info.endpoint[0].ticket.clone().unwrap()).await.err().map(|error| error.to_string())
-        }
+        // What gives no rows is carried out when it is fetched, and some refusals come with the first row.
+        Ok(info) => match flight.do_get(info.endpoint[0].ticket.clone().unwrap()).await {
+            Err(error) => Some(error.to_string()),
+            Ok(rows) => rows.try_collect::<Vec<_>>().await.err().map(|error| error.to_string()),
+        },
     };
     let told = told.unwrap_or_default();
     let by_flight =

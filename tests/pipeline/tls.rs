@@ -166,7 +166,7 @@ async fn psql_binds_the_exchange_to_the_certificate() {
     let world = world().await;
     let server = world.serve().await;
     let port = server.at.pg.port();
-    let psql = |more: &str, password: &str| {
+    let psql = move |more: &str, password: &str| {
         let root = stored("first.pem");
         let to = format!(
             "host=localhost hostaddr=127.0.0.1 port={port} user=analyst dbname=viewledger sslmode=verify-full \
