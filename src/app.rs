@@ -46,6 +46,7 @@ pub mod listen;
 pub mod refresh;
 pub mod reload;
 pub mod restore;
+pub mod security;
 pub mod tables;
 pub mod upkeep;
 
@@ -99,11 +100,15 @@ async fn declare_catalog(engine: &Engine, catalog: Catalog) -> Result<Declared, 
         }
     }
     let versions = version::with_files(Histories::new(), &catalog.views, SystemClock.now());
-    match definitions::plan(engine, &catalog, versions).await {
-        Ok(names) if faults.is_empty() => Ok(Declared { names: Arc::new(names), checks, tables, catalog }),
-        Ok(_) => Err(faults),
-        Err(found) => Err(faults.into_iter().chain(found).collect()),
+    let names = match definitions::plan(engine, &catalog, versions).await {
+        Ok(names) => names,
+        Err(found) => return Err(faults.into_iter().chain(found).collect()),
+    };
+    faults.extend(definitions::grant_faults(&catalog.roles, &names).await);
+    if !faults.is_empty() {
+        return Err(faults);
     }
+    Ok(Declared { names: Arc::new(names), checks, tables, catalog })
 }
 
 /// What there is to read when the newest generation knew `histories` of the views.

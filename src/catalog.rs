@@ -1,4 +1,4 @@
-//! What exists: streams, reference tables, views and endpoints of HTTP, as declared by the files in `sql/`.
+//! What exists: streams, reference tables, views, endpoints of HTTP and roles, as declared by the files in `sql/`.
 //!
 //! Nothing here touches data. A [`Catalog`] is loaded once, checked as a whole, and handed around read-only.
 
@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use self::endpoint::Endpoint;
+use self::role::Roles;
 use self::stream::Stream;
 use self::table::Table;
 use self::view::{OrdinaryView, View};
@@ -13,9 +14,11 @@ use self::view::{OrdinaryView, View};
 pub mod ddl;
 pub mod endpoint;
 pub mod loader;
+pub mod role;
 pub mod schedule;
 pub mod stream;
 pub mod table;
+pub mod verifier;
 pub mod version;
 pub mod view;
 
@@ -29,6 +32,7 @@ pub struct Catalog {
     pub ordinary: BTreeMap<String, Arc<OrdinaryView>>,
     /// By route.
     pub endpoints: BTreeMap<String, Arc<Endpoint>>,
+    pub roles: Arc<Roles>,
 }
 
 /// Where in which file something is wrong, and what to do about it.

@@ -13,6 +13,7 @@ use crate::storage::Storage;
 pub mod check;
 pub mod demo;
 pub mod generate;
+pub mod password;
 pub mod prove;
 pub mod refresh;
 pub mod seal;
@@ -40,6 +41,7 @@ enum Command {
     Verify(verify::Args),
     Seal(seal::Args),
     Prove(prove::Args),
+    Password(password::Args),
 }
 
 /// Parses the arguments, runs the command and reports its failure on standard error.
@@ -53,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::run(args),
         Command::Seal(args) => seal::run(args),
         Command::Prove(args) => prove::run(args),
+        Command::Password(args) => password::run(args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("viewledger: {error:#}");

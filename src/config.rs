@@ -13,6 +13,8 @@ use toml::{Table, Value};
 
 const DEFAULTS: &str = include_str!("../viewledger.example.toml");
 const ENV_PREFIX: &str = "VIEWLEDGER_";
+/// A variable that begins so holds the password of a role.
+const PASSWORD_PREFIX: &str = "VIEWLEDGER_PASSWORD_";
 /// As long as the log of a table remembers the files that were replaced in it.
 pub const RETENTION_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -43,7 +45,13 @@ pub struct Config {
     pub audit: Audit,
     pub refresh: Refresh,
     pub query: Query,
+    pub auth: Auth,
+    pub tls: Tls,
+    pub audit: Audit,
     pub log: Log,
+    /// Passwords in the environment, by the name of the role in capital letters.
+    #[serde(skip)]
+    pub passwords: BTreeMap<String, Secret>,
     /// Every setting but those of free tables, as `system.settings` shows them.
     #[serde(skip)]
     settings: Vec<(String, String)>,
@@ -56,6 +64,7 @@ pub struct Server {
     pub http_port: u16,
     pub flight_port: u16,
     pub connections_max: usize,
+    pub connections_reserved: usize,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -155,6 +164,72 @@ pub struct Query {
     pub index_bytes_max: usize,
     #[serde(deserialize_with = "duration")]
     pub timeout: Duration,
+    pub running_per_role_max: usize,
+    pub waiting_per_role_max: usize,
+    #[serde(deserialize_with = "duration")]
+    pub waiting_timeout: Duration,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Auth {
+    pub method: String,
+    pub passwords_file: PathBuf,
+    pub allow_plain: bool,
+}
+
+impl Auth {
+    /// Whether clients have to prove who they are.
+    pub fn asks_for_passwords(&self) -> bool {
+        self.method == "scram"
+    }
+
+    /// None where there is none.
+    pub fn passwords_file(&self) -> Option<&Path> {
+        (!self.passwords_file.as_os_str().is_empty()).then_some(self.passwords_file.as_path())
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Tls {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub required: bool,
+}
+
+impl Tls {
+    /// Certificate and key; None without TLS.
+    pub fn files(&self) -> Option<(&Path, &Path)> {
+        (!self.certificate.as_os_str().is_empty()).then_some((self.certificate.as_path(), self.key.as_path()))
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Audit {
+    pub access_log: bool,
+    pub access_log_days: u32,
+    #[serde(deserialize_with = "size")]
+    pub access_log_bytes_max: usize,
+    pub access_log_queue_max: usize,
+}
+
+/// What no log and no answer may show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(...)")
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -177,7 +252,12 @@ impl Config {
             let origin = path.display().to_string();
             overlay(&mut settings, parse(&text, &origin)?, "", &origin, &known)?;
         }
+        let mut passwords = BTreeMap::new();
         for (name, text) in env {
+            if let Some(role) = name.strip_prefix(PASSWORD_PREFIX) {
+                passwords.insert(role.to_owned(), Secret(text));
+                continue;
+            }
             apply_env(&mut settings, &known, &name, &text)?;
         }
         let public = public(&settings);
@@ -186,6 +266,7 @@ impl Config {
             .map_err(|error: toml::de::Error| ConfigError::Invalid(error.message().to_owned()))?;
         config.validate()?;
         config.settings = public;
+        config.passwords = passwords;
         Ok(config)
     }
 
@@ -216,12 +297,32 @@ impl Config {
             ("refresh.generations_keep", self.refresh.generations_keep),
             ("refresh.reconciliations_keep", self.refresh.reconciliations_keep),
             ("query.threads", self.query.threads),
+            ("query.running_per_role_max", self.query.running_per_role_max),
+            ("audit.access_log_queue_max", self.audit.access_log_queue_max),
             ("server.connections_max", self.server.connections_max),
         ];
         for (key, value) in positive {
             if value == 0 {
                 return Err(ConfigError::Invalid(format!("{key} must be at least 1")));
             }
+        }
+        if self.server.connections_reserved >= self.server.connections_max {
+            return Err(ConfigError::Invalid(
+                "server.connections_reserved must be less than server.connections_max".to_owned(),
+            ));
+        }
+        let [certificate, key] = [&self.tls.certificate, &self.tls.key].map(|path| path.as_os_str().is_empty());
+        if certificate != key {
+            return Err(ConfigError::Invalid(
+                "tls.certificate and tls.key are set together or not at all".to_owned(),
+            ));
+        }
+        if self.tls.required && certificate {
+            return Err(ConfigError::Invalid("tls.required needs tls.certificate and tls.key".to_owned()));
+        }
+        if !["trust", "scram"].contains(&self.auth.method.as_str()) {
+            let method = &self.auth.method;
+            return Err(ConfigError::Invalid(format!("auth.method must be trust or scram, not {method}")));
         }
         if self.archive.retention > RETENTION_MAX {
             return Err(ConfigError::Invalid(

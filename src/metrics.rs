@@ -139,6 +139,12 @@ pub struct Metrics {
     pub pg_connections: Gauge,
     /// `pg_connections_refused_total`: sessions turned away at the limit.
     pub pg_connections_refused: Counter,
+    /// `authentications_failed_total`: attempts to connect that did not prove who they are.
+    pub authentications_failed: Counter,
+    /// `access_log_dropped_total`: reads that the access log leaves out because its queue was full.
+    pub access_log_dropped: Counter,
+    /// `access_log_failed_total`: attempts to write the access log that failed.
+    pub access_log_failed: Counter,
     /// `queries_total`
     pub queries: Family<OutcomeLabel, Counter>,
     /// `queries_running`: statements that hold a snapshot right now.
@@ -174,6 +180,9 @@ impl Metrics {
             delta_rows: Gauge::default(),
             pg_connections: Gauge::default(),
             pg_connections_refused: Counter::default(),
+            authentications_failed: Counter::default(),
+            access_log_dropped: Counter::default(),
+            access_log_failed: Counter::default(),
             queries: Family::default(),
             queries_running: Gauge::default(),
             queries_by_key: Counter::default(),
@@ -270,6 +279,21 @@ impl Metrics {
             "pg_connections_refused",
             "Postgres sessions turned away at the limit",
             self.pg_connections_refused.clone(),
+        );
+        r.register(
+            "authentications_failed",
+            "Attempts to connect that did not prove who they are",
+            self.authentications_failed.clone(),
+        );
+        r.register(
+            "access_log_dropped",
+            "Reads that the access log leaves out because its queue was full",
+            self.access_log_dropped.clone(),
+        );
+        r.register(
+            "access_log_failed",
+            "Attempts to write the access log that failed",
+            self.access_log_failed.clone(),
         );
         r.register("queries", "Statements by outcome", self.queries.clone());
         r.register("queries_running", "Statements that hold a snapshot", self.queries_running.clone());

@@ -3,14 +3,19 @@
 //! One [`session::QueryService`] parses, checks and runs statements; an adapter only speaks its protocol.
 //! What is read comes from a [`Database`], which the composition root implements over the merge room.
 //!
+//! Where roles are declared, each table that a statement names is held against what its role was granted.
+//!
 //! Architecture invariant: a client can never name a file, a URL or a table that the pinned catalog does not
 //! hold. Statements are allowed by a list, first over the parsed statement, then over its logical plan.
 
+pub mod access_log;
+pub mod auth;
 pub mod error;
 pub mod flight;
 pub mod http;
 pub mod pg;
 pub mod session;
+pub mod tls;
 mod values;
 
 use std::fmt;
@@ -25,6 +30,8 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
 use tokio::net::TcpListener;
 
+use self::auth::Exposure;
+use crate::catalog::role::Roles;
 use crate::merge::endpoints::PlannedEndpoint;
 use crate::merge::point::PointQuery;
 use crate::tables::WriteError;
@@ -32,6 +39,9 @@ use crate::tables::change::Change;
 
 /// The one database that a server offers; also the name of its catalog.
 pub const DATABASE: &str = "viewledger";
+
+/// Schemas that the query service has beside those of a [`Database`].
+pub const SERVED_SCHEMAS: [&str; 3] = ["pg_catalog", "information_schema", "audit"];
 
 /// What queries read, and the little that they may change.
 #[async_trait]
@@ -43,6 +53,11 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
     /// As [`Database::pin`], of an older generation, named by its number or by an instant.
     fn pin_as_of(&self, at: &str) -> Result<Arc<dyn CatalogProvider>, ServeError> {
         Err(ServeError::AsOf(format!("no generation {at} is kept here")))
+    }
+
+    /// Who may do what; None where no roles are declared, and everybody may everything. Called once per statement.
+    fn roles(&self) -> Option<Arc<Roles>> {
+        None
     }
 
     /// What a catalog that was pinned here holds, and what is missing in it.
@@ -63,6 +78,11 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
     /// The endpoints of HTTP that go with a catalog that was pinned here.
     fn endpoints(&self, _pinned: &dyn CatalogProvider) -> Vec<Arc<PlannedEndpoint>> {
         Vec::new()
+    }
+
+    /// The number of the generation that a catalog which was pinned here reads. Must be cheap.
+    fn generation(&self, _pinned: &dyn CatalogProvider) -> Option<u64> {
+        None
     }
 
     /// A session with every function, limit and optimizer rule. Taken once, as the template of all sessions.
@@ -92,7 +112,8 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
         Err(WriteError::Unknown(table.to_owned()))
     }
 
-    /// Functions that give tables, over a catalog that was pinned here, by name.
+    /// Functions that give tables, over a catalog that was pinned here, by name. The first argument of each is the name of
+    /// the view in `public` that it reads.
     fn table_functions(&self, _pinned: &dyn CatalogProvider) -> Vec<(String, Arc<dyn TableFunctionImpl>)> {
         Vec::new()
     }
@@ -214,8 +235,9 @@ pub enum ServeError {
     #[error("port {port} is taken by another process: stop it, or choose another with `{key}` or `{flag}`")]
     PortTaken { port: u16, key: &'static str, flag: &'static str },
     #[error(
-        "refusing to listen for clients on {address}: sessions are not authenticated yet, so only a \
-         loopback address is allowed; set `server.bind` to 127.0.0.1"
+        "refusing to listen for clients on {address}: only a loopback address is allowed where clients are not \
+         authenticated over TLS; set `auth.method` to \"scram\", and `tls.certificate` and `tls.key` (or \
+         `auth.allow_plain` to true on a network that you trust), or `server.bind` to 127.0.0.1"
     )]
     NotLoopback { address: SocketAddr },
     #[error("cannot listen on {address} (`{key}`, `{flag}`)")]
@@ -235,6 +257,8 @@ pub enum ServeError {
 pub struct Limits {
     /// Sessions at once; one more is told SQLSTATE 53300.
     pub connections_max: usize,
+    /// How many of them are kept for roles that have reserved connections.
+    pub connections_reserved: usize,
     /// Bytes of one message's SQL text.
     pub sql_bytes_max: usize,
     /// Operators in one chain (`a + b + c ...`), joins or set operations in one query. Deeper trees
@@ -256,6 +280,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 200,
+            connections_reserved: 3,
             sql_bytes_max: 1 << 20,
             depth_max: 500,
             statement_timeout: Duration::from_secs(300),
@@ -288,6 +313,16 @@ impl Endpoint {
 
     pub fn flight(address: SocketAddr) -> Self {
         Self { address, key: "server.flight_port", flag: "--flight-port" }
+    }
+
+    /// Opens the socket where clients of this kind may come from, or says which setting to change.
+    pub async fn listen_for(self, exposure: Exposure) -> Result<TcpListener, ServeError> {
+        match exposure {
+            Exposure::Loopback if !self.address.ip().is_loopback() => {
+                Err(ServeError::NotLoopback { address: self.address })
+            }
+            _ => self.listen().await,
+        }
     }
 
     /// Opens the socket, or says which setting to change.

@@ -22,6 +22,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 use viewledger::metrics::Metrics;
 use viewledger::runtime::{Health, Shutdown};
+use viewledger::serve::auth::Exposure;
 use viewledger::serve::session::{QueryService, query_runtime};
 use viewledger::serve::{Database, Endpoint, Limits, Readiness, RefreshError, RefreshScope, ServeError, http, pg};
 
@@ -148,7 +149,7 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let fixture = Arc::new(Fixture::new());
         let service = QueryService::new(fixture, limits, queries.handle().clone(), Arc::clone(&metrics)).unwrap();
-        let listener = pg::listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let listener = pg::listen("127.0.0.1:0".parse().unwrap(), Exposure::Loopback).await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = Shutdown::default();
         tokio::spawn(pg::serve_pg(listener, service, shutdown.clone(), Health::default()));
@@ -637,10 +638,10 @@ async fn one_session_too_many_is_told_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sockets_say_what_is_wrong() {
     let server = Server::start().await;
-    let taken = pg::listen(server.address).await.unwrap_err().to_string();
+    let taken = pg::listen(server.address, Exposure::Loopback).await.unwrap_err().to_string();
     assert!(taken.contains(&server.address.port().to_string()), "{taken}");
     assert!(taken.contains("server.pg_port") && taken.contains("--pg-port"), "{taken}");
-    let open = pg::listen("0.0.0.0:0".parse().unwrap()).await.unwrap_err().to_string();
+    let open = pg::listen("0.0.0.0:0".parse().unwrap(), Exposure::Loopback).await.unwrap_err().to_string();
     assert!(open.contains("loopback"), "{open}");
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use datafusion::arrow::array::{AsArray, RecordBatch};
 use datafusion::arrow::datatypes::Int64Type;
+use viewledger::catalog::role::Privilege;
 use viewledger::catalog::schedule::RefreshEvery;
 use viewledger::catalog::stream::{EXTRA, OFFSET, REASON};
 use viewledger::catalog::{Catalog, loader};
@@ -135,6 +136,28 @@ fn each_variety_is_rejected_for_the_rule_it_breaks() {
         *seen.entry(variety).or_default() += 1;
     }
     assert_eq!(seen.len(), 8, "{seen:?}");
+}
+
+#[test]
+fn each_role_may_what_its_file_says() {
+    let roles = catalog().roles;
+    let names: Vec<&str> = roles.iter().map(|role| role.name.as_str()).collect();
+    assert_eq!(names, ["analyst", "auditor", "billing", "operator"]);
+    let may = |privilege, schema, table| -> Vec<&str> {
+        roles.iter().filter(|role| role.may(privilege, schema, table)).map(|role| role.name.as_str()).collect()
+    };
+    for schema in ["public", "batch", "speed", "raw", "quarantine", "system"] {
+        assert_eq!(may(Privilege::Select, schema, "anything"), names, "{schema}");
+    }
+    assert_eq!(may(Privilege::Select, "audit", "access_log"), ["auditor"]);
+    assert_eq!(may(Privilege::Maintain, "public", "video_views"), ["operator"]);
+    for privilege in [Privilege::Insert, Privilege::Update, Privilege::Delete] {
+        assert_eq!(may(privilege, "public", "country_rates"), ["billing"]);
+        assert_eq!(may(privilege, "public", "video_views"), [""; 0]);
+    }
+    let operators = roles.iter().filter(|role| role.has_reserved_connections());
+    assert_eq!(operators.map(|role| role.name.as_str()).collect::<Vec<_>>(), ["operator"]);
+    assert!(roles.iter().all(|role| role.login && role.verifier.is_none()), "no password is shipped");
 }
 
 /// Planned as the server plans them, ordinary ones over the others.

@@ -80,7 +80,7 @@ impl Server {
             if let Some(status) = self.child.try_wait()? {
                 bail!("the server has ended with {status}");
             }
-            let address = format!("host=127.0.0.1 port={} user=bench dbname=viewledger", self.pg_port);
+            let address = format!("host=127.0.0.1 port={} user=operator dbname=viewledger", self.pg_port);
             match tokio_postgres::connect(&address, NoTls).await {
                 Ok((client, connection)) => {
                     tokio::spawn(connection);

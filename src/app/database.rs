@@ -18,6 +18,7 @@ use super::refresh::Refresher;
 use super::tables::References;
 use crate::batch;
 use crate::batch::shelf::AsOf;
+use crate::catalog::role::Roles;
 use crate::engine::Engine;
 use crate::kafka::status::IntakeStatus;
 use crate::merge::audit;
@@ -134,6 +135,11 @@ impl Database for Merged {
         Ok(Arc::new(open.present().as_of(generation)))
     }
 
+    fn roles(&self) -> Option<Arc<Roles>> {
+        let roles = Arc::clone(&self.open.load().definitions.declared.load().catalog.roles);
+        (!roles.is_empty()).then_some(roles)
+    }
+
     fn certificate(&self, pinned: &dyn CatalogProvider) -> Option<Certificate> {
         let pinned: &dyn Any = pinned;
         let certificate = pinned.downcast_ref::<PinnedCatalog>()?.certificate();
@@ -164,6 +170,11 @@ impl Database for Merged {
         let pinned: &dyn Any = pinned;
         let pinned = pinned.downcast_ref::<PinnedCatalog>();
         pinned.map(|pinned| pinned.endpoints().values().cloned().collect()).unwrap_or_default()
+    }
+
+    fn generation(&self, pinned: &dyn CatalogProvider) -> Option<u64> {
+        let pinned: &dyn Any = pinned;
+        pinned.downcast_ref::<PinnedCatalog>().map(|pinned| pinned.generation().0)
     }
 
     fn session(&self) -> SessionContext {

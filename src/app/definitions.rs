@@ -1,23 +1,24 @@
 //! From definitions to what there is to read, and the statements that change it while the process runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
 use crate::batch::run::{RefreshError, ViewInput};
 use crate::catalog::ddl::{self, Definition};
+use crate::catalog::role::{GrantedOn, Roles};
 use crate::catalog::version::{self, Histories, History};
 use crate::catalog::view::View;
 use crate::catalog::{Catalog, Fault, loader};
 use crate::engine::Engine;
 use crate::engine::planner::Planner;
-use crate::merge::catalog::Names;
+use crate::merge::catalog::{self as merged, Names};
 use crate::merge::{endpoints, ordinary};
 use crate::merge::snapshot::SnapshotCell;
 use crate::position::GenerationId;
 use crate::runtime::{Clock, chain};
-use crate::serve::{DefineError, ViewChange};
+use crate::serve::{DefineError, SERVED_SCHEMAS, ViewChange};
 
 use super::refresh::Refresher;
 use super::{Declared, bindings};
@@ -59,6 +60,38 @@ pub async fn plan(engine: &Engine, catalog: &Catalog, versions: Histories) -> Re
         names.endpoints = endpoints::plan_all(engine, &catalog.endpoints, &names).await?;
     }
     if faults.is_empty() { Ok(names) } else { Err(faults) }
+}
+
+/// What is granted on something that the files do not declare.
+pub async fn grant_faults(roles: &Roles, names: &Names) -> Vec<Fault> {
+    if roles.is_empty() {
+        return Vec::new();
+    }
+    let tables = match merged::declared_tables(names).await {
+        Ok(tables) => tables,
+        Err(error) => return vec![loader::whole_catalog(&error)],
+    };
+    let ordinary = names.ordinary.keys().map(|name| ("public", name.as_str()));
+    let tables: BTreeSet<(&str, &str)> =
+        tables.iter().map(|(schema, table, _)| (*schema, table.as_str())).chain(ordinary).collect();
+    let schemas: BTreeSet<&str> = tables.iter().map(|(schema, _)| *schema).chain(SERVED_SCHEMAS).collect();
+    let fault = |on: &GrantedOn| {
+        let schema = on.schema.as_str();
+        match &on.table {
+            _ if !schemas.contains(schema) => {
+                let known: Vec<&str> = schemas.iter().copied().collect();
+                Some(on.fault(format!("schema \"{schema}\" does not exist; there are {}", known.join(", "))))
+            }
+            Some(table) if !SERVED_SCHEMAS.contains(&schema) && !tables.contains(&(schema, table)) => {
+                Some(on.fault(format!(
+                    "relation \"{schema}.{table}\" does not exist in the files; on what sessions create, rights are \
+                     granted with ALL TABLES IN SCHEMA {schema}"
+                )))
+            }
+            _ => None,
+        }
+    };
+    roles.granted_on().iter().filter_map(fault).collect()
 }
 
 /// A table whose name a session has given to a view.

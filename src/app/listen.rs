@@ -10,12 +10,15 @@ use tokio::sync::mpsc;
 use super::Core;
 use super::database::{Merged, Reload};
 use super::reload::{Live, follow_files};
+use super::security::Security;
 use crate::audit::key::SigningKey;
 use crate::audit::sealer::Sealer;
 use crate::config::Config;
 use crate::runtime::{Shutdown, chain, spawn};
+use crate::serve::auth::Protocol;
 use crate::serve::session::{QueryService, query_runtime};
-use crate::serve::{self, Database, flight, http, pg};
+use crate::serve::tls::sockets::Sockets;
+use crate::serve::{self, Database, Endpoint, flight, http, pg};
 
 /// How often gauges are brought up to date.
 const GAUGE_INTERVAL: Duration = Duration::from_secs(1);
@@ -37,9 +40,12 @@ pub struct Addresses {
 /// When something cannot be opened, or when a part fails for good while running.
 pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addresses)) -> Result<()> {
     // Ports first: a taken one should be told at once, not after the archive was read.
-    let pg_listener = pg::listen((config.server.bind, config.server.pg_port).into()).await?;
-    let flight_listener = flight::listen((config.server.bind, config.server.flight_port).into()).await?;
-    let http_listener = http::listen((config.server.bind, config.server.http_port).into()).await?;
+    let security = Security::load(&config)?;
+    let exposure = security.exposure();
+    let pg_listener = pg::listen((config.server.bind, config.server.pg_port).into(), exposure).await?;
+    let flight_listener = flight::listen((config.server.bind, config.server.flight_port).into(), exposure).await?;
+    let http = Endpoint::http((config.server.bind, config.server.http_port).into());
+    let http_listener = http.listen_for(exposure).await?;
     let addresses = Addresses {
         pg: pg_listener.local_addr()?,
         flight: flight_listener.local_addr()?,
@@ -53,6 +59,7 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
     let health = core.health.clone();
     let limits = serve::Limits {
         connections_max: core.config.server.connections_max,
+        connections_reserved: core.config.server.connections_reserved,
         statement_timeout: core.config.query.timeout,
         ..serve::Limits::default()
     };
@@ -60,11 +67,16 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
     let (ask, reloads) = mpsc::channel(1);
     let merged = Arc::new(Merged::new(&core).reloading(ask));
     let database: Arc<dyn Database> = Arc::<Merged>::clone(&merged);
-    let service = QueryService::new(Arc::clone(&database), limits, queries.handle(), Arc::clone(&core.metrics))?;
+    let metrics = Arc::clone(&core.metrics);
+    let log = security.access_log(&core.config, &core.clock, &metrics, &health)?;
+    let gate = security.gate(&database, &metrics, log)?;
+    let tls = gate.tls().cloned();
+    let service = QueryService::guarded(Arc::clone(&database), limits, queries.handle(), metrics, gate)?;
 
     let stop = shutdown.clone();
     spawn("http", &health, {
         let (service, health, shutdown) = (Arc::clone(&service), health.clone(), shutdown.clone());
+        let http_listener = Sockets::of(http_listener, tls, Protocol::Http, &health, shutdown.clone());
         async move {
             if let Err(error) = http::serve_http(http_listener, service, shutdown, health.clone()).await {
                 health.poison("http", error);
@@ -80,7 +92,7 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
         }
     });
     spawn("postgres", &health, {
-        let (health, shutdown) = (health.clone(), shutdown.clone());
+        let (service, health, shutdown) = (Arc::clone(&service), health.clone(), shutdown.clone());
         async move {
             if let Err(error) = pg::serve_pg(pg_listener, service, shutdown, health.clone()).await {
                 health.poison("postgres", error);
@@ -92,7 +104,7 @@ pub async fn serve(config: Config, shutdown: Shutdown, ready: impl FnOnce(Addres
     let running = core.start_intake().await?;
     tend(&core);
     ready(addresses);
-    spawn("reload signal", &health, reload_on_signal(database));
+    spawn("reload signal", &health, reload_on_signal(service));
     let ended = live(Live { core, running }, &merged, reloads, &stop).await;
     // What else is there ends with it.
     stop.trigger();
@@ -149,15 +161,15 @@ fn tend(core: &Core) {
     spawn("refresh schedule", &core.health, schedule);
 }
 
-/// Reads the files in `sql/` again at each SIGHUP.
-async fn reload_on_signal(database: Arc<dyn Database>) {
+/// Reads the files in `sql/` and secrets again at each SIGHUP.
+async fn reload_on_signal(service: Arc<QueryService>) {
     let hangup = tokio::signal::unix::SignalKind::hangup();
     let mut hangups = match tokio::signal::unix::signal(hangup) {
         Ok(hangups) => hangups,
         Err(error) => return tracing::warn!(%error, "SIGHUP is not listened to"),
     };
     while hangups.recv().await.is_some() {
-        match database.reload().await {
+        match service.reload().await {
             Ok(()) => tracing::info!("definitions read again"),
             Err(error) => tracing::error!(%error, "definitions stay as they were"),
         }

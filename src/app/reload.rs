@@ -49,6 +49,12 @@ pub async fn follow_files(live: Live, merged: &Merged, process: &Shutdown) -> Fo
     };
     let same = |a: &Catalog, b: &Catalog| a.streams == b.streams && a.tables == b.tables;
     if same(&wanted.catalog, &before.catalog) {
+        let same = |a: &Catalog, b: &Catalog| a.views == b.views && a.ordinary == b.ordinary;
+        if same(&wanted.catalog, &before.catalog) {
+            // Roles alone: there is nothing to compute, and whoever asks next is held against them.
+            live.core.definitions.declared.store(wanted);
+            return Ok((live, Ok(())));
+        }
         let followed = live.core.definitions.follow(wanted).await;
         return Ok((live, followed));
     }

@@ -1,9 +1,11 @@
-//! Reads the directory `sql/`: `streams/*.sql`, `views/*.sql` and, where there are any, `tables/*.sql` and `api/*.sql`.
+//! Reads the directory `sql/`: `streams/*.sql`, `views/*.sql` and, where there are any, `tables/*.sql`, `api/*.sql` and
+//! `roles/*.sql`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::ddl::{self, Definition};
+use super::role::{self, Roles};
 use super::table::Table;
 use super::view::{OrdinaryView, View};
 use super::{Catalog, Fault, endpoint};
@@ -25,6 +27,10 @@ pub fn load(dir: &Path) -> Result<Catalog, Vec<Fault>> {
             }),
             Err(fault) => faults.push(fault),
         }
+    }
+    match roles(&dir.join("roles")) {
+        Ok(roles) => catalog.roles = Arc::new(roles),
+        Err(found) => faults.extend(found),
     }
     if catalog.streams.is_empty() && faults.is_empty() {
         faults.push(whole_file(&dir.join("streams"), "no stream is declared; add a .sql file with CREATE STREAM"));
@@ -67,6 +73,21 @@ fn load_endpoint(path: &Path, catalog: &mut Catalog) -> Result<(), Fault> {
     }
     catalog.endpoints.insert(endpoint.route.to_string(), Arc::new(endpoint));
     Ok(())
+}
+
+/// What all files of the folder say together: a grant may name a role of another file.
+fn roles(folder: &Path) -> Result<Roles, Vec<Fault>> {
+    if !folder.exists() {
+        return Ok(Roles::default());
+    }
+    let (mut statements, mut faults) = (Vec::new(), Vec::new());
+    for path in sql_files(folder).map_err(|fault| vec![fault])? {
+        match read(&path).and_then(|text| role::read::statements(&path.display().to_string(), &text)) {
+            Ok(told) => statements.extend(told),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    if faults.is_empty() { Roles::of(statements) } else { Err(faults) }
 }
 
 fn load_file(path: &Path, catalog: &mut Catalog) -> Result<(), Fault> {

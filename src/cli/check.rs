@@ -48,8 +48,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let (streams, tables) = (catalog.streams.len(), catalog.tables.len());
             let views = catalog.views.len() + catalog.ordinary.len();
             let endpoints = catalog.endpoints.len();
+            let roles = match catalog.roles.iter().count() {
+                0 => "no roles, so that everybody may do everything".to_owned(),
+                roles => format!("{roles} roles"),
+            };
             println!(
-                "{}: {streams} streams, {tables} tables, {views} views and {endpoints} endpoints are in order",
+                "{}: {streams} streams, {tables} tables, {views} views and {endpoints} endpoints are in order; {roles}",
                 config.sql.dir.display()
             );
             if args.data { runtime.block_on(inspect(&config, &declared)) } else { Ok(ExitCode::SUCCESS) }

@@ -127,6 +127,9 @@ async fn in_server(config: &Config, args: &Args) -> anyhow::Result<String> {
 async fn connect(config: &Config) -> anyhow::Result<tokio_postgres::Client> {
     let mut client = tokio_postgres::Config::new();
     client.host(config.server.bind.to_string()).port(config.server.pg_port).user("operator").dbname("viewledger");
+    if let Some(password) = config.passwords.get("OPERATOR") {
+        client.password(password.reveal());
+    }
     let (client, connection) = client.connect(tokio_postgres::NoTls).await.with_context(|| {
         format!(
             "a server holds {}, but does not answer at port {}; give its --pg-port",

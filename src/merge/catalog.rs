@@ -28,7 +28,7 @@ use crate::catalog::stream::{OFFSET, PARTITION, Stream, quarantine_schema};
 use crate::catalog::table::Table;
 use crate::catalog::version::{self, Histories};
 use crate::engine::state::LambdaView;
-use crate::position::{Epoch, StreamFrontier};
+use crate::position::{Epoch, GenerationId, StreamFrontier};
 use crate::storage::scan::{FILE_COLUMN, ROW_COLUMN};
 use crate::tables::Contents;
 use crate::tables::change::numbered;
@@ -202,6 +202,11 @@ impl PinnedCatalog {
     /// A name that only this snapshot has; none when an older generation is read instead of it.
     pub fn identity(&self) -> Option<String> {
         self.as_of.is_none().then(|| self.snapshot.moment.to_string())
+    }
+
+    /// The generation that is read, with the delta since or without.
+    pub fn generation(&self) -> GenerationId {
+        self.as_of.as_ref().unwrap_or(&self.snapshot.generation).id
     }
 
     /// What is read, and what is missing in it.

@@ -20,7 +20,7 @@ use datafusion::arrow::datatypes::{DataType, Schema, SchemaRef};
 use datafusion::catalog::CatalogProvider;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{
-    DFSchema, DFSchemaRef, ParamValues, ScalarValue, TableReference, plan_datafusion_err, plan_err,
+    DFSchema, DFSchemaRef, ParamValues, ScalarValue, plan_datafusion_err, plan_err,
 };
 use datafusion::datasource::source_as_provider;
 use datafusion::error::Result;
@@ -71,8 +71,6 @@ pub struct StatesOf {
 pub struct PointQuery {
     points: Arc<Points>,
     of: StatesOf,
-    /// As the query names it.
-    table: TableReference,
     merger: Arc<Merger>,
     key_type: DataType,
     keys: Vec<Expr>,
@@ -110,7 +108,7 @@ impl PointQuery {
         }
         // Compared values then have the types of the columns they are compared with.
         let plan = state.analyzer().execute_and_check(plan.clone(), &state.config_options(), |_, _| {})?;
-        let Some(Form { nodes, table, of }) = form_of(&plan) else { return Ok(None) };
+        let Some(Form { nodes, of }) = form_of(&plan) else { return Ok(None) };
         let Some(merger) = points.merger(&of).await? else { return Ok(None) };
         let mut keys = None;
         let mut steps = Vec::new();
@@ -131,12 +129,17 @@ impl PointQuery {
         }
         let key_type = of.view.state_schema().field(0).data_type().clone();
         let Some(keys) = keys.filter(|_| hashes_as_it_compares(&key_type)) else { return Ok(None) };
-        Ok(Some(Self { points: Arc::clone(points), of, table, merger, key_type, keys, steps }))
+        Ok(Some(Self { points: Arc::clone(points), of, merger, key_type, keys, steps }))
     }
 
-    /// The one table that is read.
-    pub fn table(&self) -> &TableReference {
-        &self.table
+    /// Schema and name of the one table that is read.
+    pub fn table(&self) -> (&'static str, &str) {
+        let schema = match self.of.half {
+            Half::Both => "public",
+            Half::Batch => "batch",
+            Half::Speed => "speed",
+        };
+        (schema, &self.of.called)
     }
 
     /// The columns of the answer.
@@ -237,7 +240,6 @@ fn present(pinned: &dyn CatalogProvider) -> Option<&Snapshot> {
 struct Form<'a> {
     /// From the top.
     nodes: Vec<&'a LogicalPlan>,
-    table: TableReference,
     of: StatesOf,
 }
 
@@ -262,10 +264,12 @@ fn form_of(plan: &LogicalPlan) -> Option<Form<'_>> {
                 nodes.push(plan);
                 &limit.input
             }
-            // A table that is a plan stands under its own name, and no query has a name for what is inside.
-            LogicalPlan::SubqueryAlias(alias) => match states_under(&alias.input) {
-                Some(of) => return Some(Form { nodes, table: alias.alias.clone(), of }),
-                None => &alias.input,
+            // A table that is a plan stands under its own name, and may have another one in the query.
+            LogicalPlan::SubqueryAlias(alias) => match (states_under(&alias.input), alias.input.as_ref()) {
+                (Some(of), _) => return Some(Form { nodes, of }),
+                (None, named @ LogicalPlan::SubqueryAlias(_)) => named,
+                // What is below may be another view, with rights of its own.
+                (None, _) => return None,
             },
             _ => return None,
         }

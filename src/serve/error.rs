@@ -33,6 +33,8 @@ impl SqlState {
     pub const WRONG_OBJECT_TYPE: Self = Self("42809");
     pub const NO_SUCH_CONSTRAINT: Self = Self("42P10");
     pub const IN_FAILED_TRANSACTION: Self = Self("25P02");
+    pub const INVALID_AUTHORIZATION: Self = Self("28000");
+    pub const INVALID_PASSWORD: Self = Self("28P01");
     pub const UNKNOWN_STATEMENT: Self = Self("26000");
     pub const UNKNOWN_CATALOG: Self = Self("3D000");
     pub const UNKNOWN_SCHEMA: Self = Self("3F000");
@@ -49,6 +51,7 @@ impl SqlState {
     pub const INVALID_DEFINITION: Self = Self("42P17");
     pub const DEPENDENT: Self = Self("2BP01");
     pub const UNDEFINED_TABLE: Self = Self("42P01");
+    pub const INSUFFICIENT_RESOURCES: Self = Self("53000");
     pub const DISK_FULL: Self = Self("53100");
     pub const OUT_OF_MEMORY: Self = Self("53200");
     pub const TOO_MANY_CONNECTIONS: Self = Self("53300");

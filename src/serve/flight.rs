@@ -4,9 +4,10 @@
 //! described; the batches that the ticket then fetches are those of the engine, without another encoding.
 //!
 //! A client without a handshake is a session of its own at each request. One that shook hands holds a bearer token, and its
-//! `SET`s last. Sessions are not authenticated yet, so only a loopback address is accepted.
+//! `SET`s last.
 
 mod answer;
+mod asker;
 mod desk;
 mod metadata;
 
@@ -37,14 +38,15 @@ use datafusion::arrow::record_batch::RecordBatch;
 use futures::{Stream, TryStreamExt, stream};
 use prost::Message;
 use tokio::net::TcpListener;
-use tonic::metadata::MetadataMap;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use self::answer::{Batches, no_rows, refusal, schema_bytes};
+use self::asker::Asker;
 use self::desk::{Caller, Desk, Order};
+use super::auth::{Exposure, Protocol};
 use super::session::QueryService;
+use super::tls::sockets::Sockets;
 use super::{Endpoint, ServeError};
 use crate::runtime::{Health, Shutdown, spawn};
 
@@ -54,12 +56,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// How often a silent connection is asked whether its client is still there.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Opens the Flight port. Sessions are not authenticated yet, so only a loopback address is accepted.
-pub async fn listen(address: std::net::SocketAddr) -> Result<TcpListener, ServeError> {
-    if !address.ip().is_loopback() {
-        return Err(ServeError::NotLoopback { address });
-    }
-    Endpoint::flight(address).listen().await
+/// Opens the Flight port.
+pub async fn listen(address: std::net::SocketAddr, exposure: Exposure) -> Result<TcpListener, ServeError> {
+    Endpoint::flight(address).listen_for(exposure).await
 }
 
 /// Answers Flight SQL clients until `shutdown`.
@@ -80,11 +79,16 @@ pub async fn serve_flight(
             }
         }
     });
+    let tls = desk.gate().tls().cloned();
     let flights = FlightServiceServer::new(Flights { desk });
+    let sockets = Sockets::of(listener, tls, Protocol::Flight, &health, shutdown.clone());
+    let incoming = stream::unfold(sockets, |mut sockets| async move {
+        sockets.next().await.map(|socket| (Ok::<_, std::io::Error>(socket), sockets))
+    });
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .add_service(flights)
-        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
+        .serve_with_incoming(incoming);
     tokio::select! {
         // Clients may hold a connection open for ever, so its end is not waited for.
         () = shutdown.wait() => Ok(()),
@@ -105,8 +109,8 @@ type FlightStream = <Flights as FlightService>::DoGetStream;
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Flights {
-    fn caller(&self, metadata: &MetadataMap, transaction: Option<&[u8]>) -> Result<Caller, Status> {
-        self.desk.caller(metadata, transaction)
+    async fn caller(&self, asker: Asker, transaction: Option<&[u8]>) -> Result<Caller, Status> {
+        self.desk.caller(asker, transaction).await
     }
 
     /// Describes the flight of `order`, whose result waits for its ticket.
@@ -163,7 +167,7 @@ impl FlightSqlService for Flights {
         &self,
         request: Request<Streaming<HandshakeRequest>>,
     ) -> Answer<Pin<Box<dyn Stream<Item = Result<HandshakeResponse, Status>> + Send>>> {
-        let token = self.desk.welcome(request.metadata())?;
+        let token = self.desk.welcome(Asker::of(&request)).await?;
         let answer = HandshakeResponse { protocol_version: 0, payload: token.clone().into() };
         let mut response: Response<Pin<Box<dyn Stream<Item = _> + Send>>> =
             Response::new(Box::pin(stream::iter([Ok(answer)])));
@@ -178,7 +182,7 @@ impl FlightSqlService for Flights {
         query: CommandStatementQuery,
         request: Request<FlightDescriptor>,
     ) -> Answer<FlightInfo> {
-        let caller = self.caller(request.metadata(), query.transaction_id.as_deref())?;
+        let caller = self.caller(Asker::of(&request), query.transaction_id.as_deref()).await?;
         let order = self.desk.order(&caller, &query.query).await.map_err(refusal)?;
         self.describe(order, request.into_inner()).await
     }
@@ -202,7 +206,7 @@ impl FlightSqlService for Flights {
         update: CommandStatementUpdate,
         request: Request<PeekableFlightDataStream>,
     ) -> Result<i64, Status> {
-        let caller = self.caller(request.metadata(), update.transaction_id.as_deref())?;
+        let caller = self.caller(Asker::of(&request), update.transaction_id.as_deref()).await?;
         let order = self.desk.order(&caller, &update.query).await.map_err(refusal)?;
         self.desk.carry_out(order).await.map_err(refusal)
     }
@@ -212,7 +216,7 @@ impl FlightSqlService for Flights {
         query: ActionCreatePreparedStatementRequest,
         request: Request<Action>,
     ) -> Result<ActionCreatePreparedStatementResult, Status> {
-        let caller = self.caller(request.metadata(), query.transaction_id.as_deref())?;
+        let caller = self.caller(Asker::of(&request), query.transaction_id.as_deref()).await?;
         let (handle, prepared) = self.desk.prepare(&caller, &query.query).await.map_err(refusal)?;
         let parameters = answer::parameter_schema(&prepared.parameters);
         Ok(ActionCreatePreparedStatementResult {
@@ -237,6 +241,8 @@ impl FlightSqlService for Flights {
         request: Request<PeekableFlightDataStream>,
     ) -> Result<DoPutPreparedStatementResult, Status> {
         let handle = query.prepared_statement_handle;
+        // Before anything is read of who sends it.
+        self.desk.knows(&handle).map_err(refusal)?;
         self.desk.bind(&handle, sent(request).await?).map_err(refusal)?;
         Ok(DoPutPreparedStatementResult { prepared_statement_handle: Some(handle) })
     }
@@ -247,6 +253,7 @@ impl FlightSqlService for Flights {
         request: Request<PeekableFlightDataStream>,
     ) -> Result<i64, Status> {
         let handle = query.prepared_statement_handle;
+        self.desk.knows(&handle).map_err(refusal)?;
         self.desk.carry_out_prepared(&handle, sent(request).await?).await.map_err(refusal)
     }
 
@@ -255,7 +262,7 @@ impl FlightSqlService for Flights {
         _: ActionBeginTransactionRequest,
         request: Request<Action>,
     ) -> Result<ActionBeginTransactionResult, Status> {
-        let caller = self.caller(request.metadata(), None)?;
+        let caller = self.caller(Asker::of(&request), None).await?;
         let transaction_id = self.desk.begin(&caller).await.map_err(refusal)?;
         Ok(ActionBeginTransactionResult { transaction_id })
     }
@@ -320,7 +327,7 @@ impl FlightSqlService for Flights {
     }
 
     async fn do_get_schemas(&self, query: CommandGetDbSchemas, request: Request<Ticket>) -> Answer<FlightStream> {
-        let catalog = self.caller(request.metadata(), None)?.catalog().await.map_err(refusal)?;
+        let catalog = self.caller(Asker::of(&request), None).await?.catalog().await.map_err(refusal)?;
         one(metadata::schemas(query, catalog.as_ref()))
     }
 
@@ -334,7 +341,7 @@ impl FlightSqlService for Flights {
     }
 
     async fn do_get_tables(&self, query: CommandGetTables, request: Request<Ticket>) -> Answer<FlightStream> {
-        let catalog = self.caller(request.metadata(), None)?.catalog().await.map_err(refusal)?;
+        let catalog = self.caller(Asker::of(&request), None).await?.catalog().await.map_err(refusal)?;
         one(metadata::tables(query, catalog.as_ref()).await)
     }
 
@@ -390,7 +397,12 @@ impl FlightSqlService for Flights {
         flight(&metadata::primary_key_schema(), ticket, request.into_inner()).map(Response::new)
     }
 
-    async fn do_get_primary_keys(&self, query: CommandGetPrimaryKeys, _: Request<Ticket>) -> Answer<FlightStream> {
+    async fn do_get_primary_keys(
+        &self,
+        query: CommandGetPrimaryKeys,
+        request: Request<Ticket>,
+    ) -> Answer<FlightStream> {
+        self.caller(Asker::of(&request), None).await?;
         one(metadata::primary_keys(&query, self.desk.database().as_ref()))
     }
 

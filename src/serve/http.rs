@@ -23,7 +23,6 @@ mod sql;
 mod user;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -32,31 +31,27 @@ use axum::http::HeaderMap;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use parking_lot::Mutex;
-use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::endpoints::Kept;
 use self::problem::Problem;
+use super::auth::{Origin, Protocol};
 use super::error::{QueryError, SqlState};
 use super::session::statement::SetScope;
 use super::session::{QueryService, Session};
-use super::{Database, Endpoint, ServeError};
+use super::tls::sockets::{Peer, Sockets};
+use super::{Database, ServeError};
 use crate::runtime::{Health, Shutdown};
 
 /// Set to the `statement_timeout` of one request, such as `500ms` or `1min`.
 const TIMEOUT_HEADER: &str = "viewledger-statement-timeout";
 
-/// Opens the HTTP port. It answers statements of whoever reaches it, so only a loopback address is accepted.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    if !address.ip().is_loopback() {
-        return Err(ServeError::NotLoopback { address });
-    }
-    Endpoint::http(address).listen().await
-}
+/// Who did not say who they are, where nobody has to prove it.
+const ANONYMOUS: &str = "analyst";
 
 /// Answers until `shutdown`; then what is being answered may end.
 pub async fn serve_http(
-    listener: TcpListener,
+    sockets: Sockets,
     service: Arc<QueryService>,
     shutdown: Shutdown,
     health: Health,
@@ -74,7 +69,7 @@ pub async fn serve_http(
         .route("/openapi.json", get(openapi::answer))
         .route("/snapshot", get(operations::snapshot))
         .fallback(endpoints::answer)
-        .layer(from_fn_with_state(guard::Names::of(&listener), guard::check));
+        .layer(from_fn_with_state(guard::Names::of(sockets.address()), guard::check));
     let routes = Router::new()
         .route("/healthz", get(operations::healthz))
         .route("/readyz", get(operations::readyz))
@@ -82,7 +77,7 @@ pub async fn serve_http(
         .merge(guarded)
         .method_not_allowed_fallback(problem::method_not_allowed)
         .with_state(desk);
-    connection::serve(listener, routes, &limits, shutdown, health).await;
+    connection::serve(sockets, routes, &limits, shutdown, health).await;
     Ok(())
 }
 
@@ -105,15 +100,26 @@ impl Desk {
     }
 
     /// A session for one request, and the right to have it.
-    fn connect(&self, headers: &HeaderMap) -> Result<(Session, OwnedSemaphorePermit), Problem> {
-        let user = user::of(headers)?;
+    async fn connect(
+        &self,
+        headers: &HeaderMap,
+        peer: Peer,
+    ) -> Result<(Session, OwnedSemaphorePermit), Problem> {
+        let origin = Origin { address: Some(peer.address), protocol: Protocol::Http, tls: peer.tls };
+        let gate = self.service.gate();
+        gate.admit(origin)?;
+        let known = match user::of(headers)? {
+            None => gate.trusted(ANONYMOUS)?,
+            Some((user, password)) => gate.check_password(&user, &password, origin).await?,
+        };
+        let client = gate.enter(known, origin)?;
         let permit = Arc::clone(&self.sessions).try_acquire_owned().map_err(|_| {
             let most = self.service.limits().connections_max;
             let message = format!("too many requests: {most} are being answered already");
             QueryError::new(SqlState::TOO_MANY_CONNECTIONS, message)
         })?;
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let session = self.service.connect(&user, number);
+        let session = self.service.connect(client, number);
         if let Some(timeout) = headers.get(TIMEOUT_HEADER) {
             let text = timeout.to_str().map_err(|_| {
                 QueryError::new(

@@ -25,20 +25,19 @@ use self::line::Line;
 use self::presence::Presence;
 use self::query::Queries;
 use self::startup::Startup;
+use super::auth::{Exposure, Protocol};
 use super::error::{QueryError, SqlState};
 use super::session::QueryService;
+use super::tls::Loaded;
 use super::{Endpoint, ServeError};
 use crate::runtime::{Health, Shutdown, spawn};
 
 /// Sockets beyond the sessions: start-ups, cancel requests, clients that are told there is no room.
 const SPARE_SOCKETS: usize = 64;
 
-/// Opens the Postgres port. Sessions are not authenticated yet, so only a loopback address is accepted.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    if !address.ip().is_loopback() {
-        return Err(ServeError::NotLoopback { address });
-    }
-    Endpoint::pg(address).listen().await
+/// Opens the Postgres port.
+pub async fn listen(address: SocketAddr, exposure: Exposure) -> Result<TcpListener, ServeError> {
+    Endpoint::pg(address).listen_for(exposure).await
 }
 
 /// Answers Postgres clients until `shutdown`.
@@ -48,7 +47,8 @@ pub async fn serve_pg(
     shutdown: Shutdown,
     health: Health,
 ) -> Result<(), ServeError> {
-    let backends = Arc::new(Backends::new(service.limits().connections_max));
+    let limits = service.limits();
+    let backends = Arc::new(Backends::new(limits.connections_max, limits.connections_reserved));
     let sockets = Arc::new(tokio::sync::Semaphore::new(service.limits().connections_max + SPARE_SOCKETS));
     loop {
         let accepted = tokio::select! {
@@ -68,12 +68,14 @@ pub async fn serve_pg(
             service.metrics().pg_connections_refused.inc();
             continue;
         };
-        let parts = Arc::new(Parts::new(Arc::clone(&service), Arc::clone(&backends)));
+        let tls = service.gate().tls().map(|tls| tls.current());
+        let acceptor = tls.as_ref().map(|tls| tls.acceptor(Protocol::Postgres));
+        let parts = Arc::new(Parts::new(Arc::clone(&service), Arc::clone(&backends), tls));
         let stop = shutdown.clone();
         spawn("pg connection", &health, async move {
             tokio::select! {
                 () = stop.wait() => {}
-                () = converse(socket, parts) => {}
+                () = converse(socket, acceptor, parts) => {}
             }
             drop(permit);
         });
@@ -81,13 +83,13 @@ pub async fn serve_pg(
 }
 
 /// One client, from its first byte to its last.
-async fn converse(socket: TcpStream, parts: Arc<Parts>) {
+async fn converse(socket: TcpStream, acceptor: Option<pgwire::tokio::TlsAcceptor>, parts: Arc<Parts>) {
     let startup_timeout = parts.startup.service.limits().startup_timeout;
     let presence = Arc::clone(&parts.presence);
     presence.expect_until(Some(startup_timeout));
     let peer = socket.peer_addr().ok();
     let line = Line::of(&socket);
-    let conversation = pgwire::tokio::process_socket(socket, None, parts);
+    let conversation = pgwire::tokio::process_socket(socket, acceptor, parts);
     // A client's bytes must not bring the process into doubt, so its panic ends here.
     let conversation = std::panic::AssertUnwindSafe(conversation).catch_unwind();
     tokio::pin!(conversation);
@@ -112,12 +114,12 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(service: Arc<QueryService>, backends: Arc<Backends>) -> Self {
+    fn new(service: Arc<QueryService>, backends: Arc<Backends>, tls: Option<Arc<Loaded>>) -> Self {
         let presence = Arc::new(Presence::default());
         Self {
             cancels: Arc::new(Cancels(Arc::clone(&backends))),
             queries: Arc::new(Queries::new(&service, Arc::clone(&presence))),
-            startup: Arc::new(Startup::new(service, backends, Arc::clone(&presence))),
+            startup: Arc::new(Startup::new(service, backends, Arc::clone(&presence), tls)),
             presence,
         }
     }
@@ -164,6 +166,15 @@ fn wire(error: QueryError) -> PgWireError {
     info.detail = error.detail;
     info.hint = error.hint;
     info.position = error.position.map(|position| position.to_string());
+    PgWireError::UserError(Box::new(info))
+}
+
+/// A client that is not let in, in the protocol's words.
+fn turned_away(error: QueryError) -> PgWireError {
+    let mut info = ErrorInfo::new("FATAL".to_owned(), error.state.0.to_owned(), error.message);
+    info.severity_nonlocalized = Some("FATAL".to_owned());
+    info.detail = error.detail;
+    info.hint = error.hint;
     PgWireError::UserError(Box::new(info))
 }
 

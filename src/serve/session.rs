@@ -9,7 +9,9 @@ mod dialect;
 pub mod functions;
 mod guard;
 mod known;
+mod log;
 mod names;
+mod policy;
 mod psql;
 mod run;
 mod settings;
@@ -36,6 +38,7 @@ use self::copy::Copy;
 use self::cursor::{Cursor, CursorStatement};
 use self::functions::{Identity, Relation};
 use self::known::Known;
+use self::policy::Rights;
 use self::run::Work;
 pub use self::run::{Encode, Planned, ROWS_PER_PIECE, Rows, Stop};
 use self::settings::{AS_OF, READ_ONLY};
@@ -43,8 +46,12 @@ pub use self::settings::{SERVER_VERSION, Settings};
 use self::statement::{Query, SetScope, Statement, StatementParser};
 use self::system::System;
 use self::write::WriteKind;
+use super::access_log::Weight;
+use super::access_log::entry::{Entry, Visit};
+use super::auth::passwords::Passwords;
+use super::auth::{Client, Gate, Method, Origin, Place};
 use super::error::{QueryError, SqlState};
-use super::{Database, Limits, ServeError, ViewChange};
+use super::{Database, DefineError, Limits, ServeError, ViewChange};
 use crate::merge::point::PointQuery;
 use crate::metrics::Metrics;
 
@@ -60,22 +67,36 @@ pub struct QueryService {
     parser: StatementParser,
     known: Known,
     limits: Limits,
+    gate: Arc<Gate>,
     queries: Handle,
     metrics: Arc<Metrics>,
 }
 
 impl QueryService {
-    /// `queries` is the runtime for planning and execution; see [`query_runtime`].
+    /// `queries` is the runtime for planning and execution; see [`query_runtime`]. Clients are taken to be who they say.
     pub fn new(
         database: Arc<dyn Database>,
         limits: Limits,
         queries: Handle,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, ServeError> {
-        let (system, template) =
-            System::new(Arc::clone(&database)).map_err(|error| ServeError::Catalog(Box::new(error)))?;
+        let gate = Gate::new(Arc::clone(&database), Method::Trust, Passwords::default(), Arc::clone(&metrics));
+        Self::guarded(database, limits, queries, metrics, Arc::new(gate))
+    }
+
+    /// As [`QueryService::new`], with clients that are let in by `gate`.
+    pub fn guarded(
+        database: Arc<dyn Database>,
+        limits: Limits,
+        queries: Handle,
+        metrics: Arc<Metrics>,
+        gate: Arc<Gate>,
+    ) -> Result<Arc<Self>, ServeError> {
+        let (system, template) = System::new(Arc::clone(&database), gate.log().cloned())
+            .map_err(|error| ServeError::Catalog(Box::new(error)))?;
         let parser = StatementParser::new(&limits);
-        Ok(Arc::new(Self { database, template, system, parser, known: Known::default(), limits, queries, metrics }))
+        let known = Known::default();
+        Ok(Arc::new(Self { database, template, system, parser, known, limits, gate, queries, metrics }))
     }
 
     pub fn limits(&self) -> &Limits {
@@ -90,12 +111,27 @@ impl QueryService {
         &self.database
     }
 
-    /// A new session of `user`; `backend` is its number.
-    pub fn connect(self: &Arc<Self>, user: &str, backend: i32) -> Session {
+    pub fn gate(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// Reads passwords and the definitions in files again. With a fault in either, it stays as it was.
+    pub async fn reload(&self) -> Result<(), DefineError> {
+        self.gate.reload()?;
+        self.database.reload().await
+    }
+
+    /// A new session of a client that was let in; `backend` is its number.
+    pub fn connect(self: &Arc<Self>, client: Client, backend: i32) -> Session {
+        let Client { user, origin, place } = client;
         Session {
             service: Arc::clone(self),
-            settings: Arc::new(Settings::new(user, &self.limits)),
-            identity: Identity { user: user.to_owned(), backend },
+            settings: Arc::new(Settings::new(&user, &self.limits)),
+            role: user.as_str().into(),
+            identity: Identity { user, backend },
+            origin,
+            place: Arc::new(place),
+            visit: None,
             cancels: watch::Sender::new(0),
             transaction: Transaction::None,
             cursors: BTreeMap::new(),
@@ -123,6 +159,13 @@ pub struct Session {
     cancels: watch::Sender<u64>,
     transaction: Transaction,
     cursors: BTreeMap<String, Cursor>,
+    /// As the access log names it.
+    role: Arc<str>,
+    origin: Origin,
+    /// One of its role's connections.
+    place: Arc<Place>,
+    /// Told of when it begins and when it ends.
+    visit: Option<Arc<Visit>>,
 }
 
 #[derive(Debug)]
@@ -186,6 +229,11 @@ pub enum Outcome<T> {
 impl Session {
     /// The statements of one message.
     pub async fn parse(&self, sql: &str) -> Result<Vec<Statement>, QueryError> {
+        let parsed = self.parse_message(sql).await;
+        parsed.inspect_err(|error| self.entry(sql.into(), Weight::Passing).end(None, Some(error.state)))
+    }
+
+    async fn parse_message(&self, sql: &str) -> Result<Vec<Statement>, QueryError> {
         // A short text takes microseconds; a long one leaves the I/O thread.
         if sql.len() <= 4096 {
             return self.service.parser.parse(sql);
@@ -232,6 +280,17 @@ impl Session {
 
     /// Finds the types of a statement's parameters and results.
     pub async fn prepare(&mut self, statement: Statement) -> Result<Prepared, QueryError> {
+        let entry = self.entry(statement.text(), Weight::Passing);
+        let prepared = self.describe(statement).await;
+        match &prepared {
+            // Told of when it is executed.
+            Ok(_) => entry.forget(),
+            Err(error) => entry.end(None, Some(error.state)),
+        }
+        prepared
+    }
+
+    async fn describe(&mut self, statement: Statement) -> Result<Prepared, QueryError> {
         let mut by_key = None;
         let (schema, parameters) = match &statement {
             Statement::Query(query) => {
@@ -279,13 +338,21 @@ impl Session {
         &mut self,
         prepared: &Prepared,
         parameters: Option<&ParamValues>,
+        entry: &mut Entry,
     ) -> Result<Option<RecordBatch>, QueryError> {
         let (Some(query), Some(schema)) = (&prepared.by_key, &prepared.schema) else { return Ok(None) };
         if !same_types(query.schema(), schema) {
             return Ok(None);
         }
+        // The general path tells what is missing, and whether there is another right.
+        let (schema_name, table) = query.table();
+        let rights = Rights::of(self.service.database.as_ref(), &self.identity.user)?;
+        if rights.select(schema_name, table).is_err() {
+            return Ok(None);
+        }
         let began = Instant::now();
         let pinned = self.pin()?;
+        entry.reads(self.service.database.generation(pinned.as_ref()));
         let Some(rows) = query.answer(pinned.as_ref(), parameters)? else { return Ok(None) };
         self.service.metrics.by_key(began.elapsed());
         let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
@@ -306,15 +373,43 @@ impl Session {
         T: Send + 'static,
         F: FnOnce(&SchemaRef) -> Result<Encode<T>, QueryError>,
     {
+        let weight = if statement.changes() { Weight::Kept } else { Weight::Passing };
+        let mut entry = self.entry(statement.text(), weight);
+        let done = match entry.ready().await {
+            Ok(()) => self.carry_out(statement, (parameters, prepared), encode, &mut entry).await,
+            Err(error) => Err(error),
+        };
+        let (rows, state) = match &done {
+            Ok(Outcome::Changed { rows, .. }) => (Some(*rows), None),
+            Ok(Outcome::Table { batch, .. }) => (Some(batch.num_rows() as u64), None),
+            Ok(_) => (None, None),
+            Err(error) => (None, Some(error.state)),
+        };
+        entry.end_durably(rows, state).await;
+        done
+    }
+
+    async fn carry_out<T, F>(
+        &mut self,
+        statement: &Statement,
+        (parameters, prepared): (Option<ParamValues>, Option<&Prepared>),
+        encode: F,
+        entry: &mut Entry,
+    ) -> Result<Outcome<T>, QueryError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&SchemaRef) -> Result<Encode<T>, QueryError>,
+    {
         if let Some(prepared) = prepared
-            && let Some(batch) = self.look_up(prepared, parameters.as_ref())?
+            && let Some(batch) = self.look_up(prepared, parameters.as_ref(), entry)?
         {
             return Ok(Outcome::Table { batch, tag: "SELECT" });
         }
         match statement {
             Statement::Query(query) | Statement::Copy(Copy { query, .. }) => {
+                let turn = self.place.turn().await?;
                 let planned = self.plan(query, parameters).await?;
-                let planned = match prepared.and_then(|prepared| prepared.schema.as_ref()) {
+                let mut planned = match prepared.and_then(|prepared| prepared.schema.as_ref()) {
                     Some(promised) if query.tag == "SELECT" => keep_promise(planned, promised)?,
                     _ => planned,
                 };
@@ -324,6 +419,8 @@ impl Session {
                     if query.tag == "EXPLAIN" { encode.after(|batch| explain_lines(&batch)) } else { encode };
                 let service = &self.service;
                 let buffered = service.limits.pieces_buffered;
+                entry.reads(service.database.generation(planned.pinned.as_ref()));
+                (planned.entry, planned.turn) = (entry.take(), Some(turn));
                 let rows = run::run(&service.queries, &service.metrics, planned, buffered, encode);
                 Ok(Outcome::Rows { schema, rows, tag: query.tag })
             }
@@ -379,6 +476,7 @@ impl Session {
                 return Err(QueryError::new(SqlState("25P01"), message));
             }
             Statement::Refresh(view, scope) => {
+                self.permit_refresh(view)?;
                 let generation = self.service.database.refresh(Some(view), *scope).await?;
                 tracing::info!(view, generation, user = self.identity.user, "refreshed on a client's request");
                 Outcome::Done("REFRESH MATERIALIZED VIEW")
@@ -388,11 +486,13 @@ impl Session {
                     let message = format!("{} cannot run inside a transaction block", tag(change));
                     return Err(QueryError::new(SqlState("25001"), message));
                 }
+                self.rights()?.define(change)?;
                 self.service.database.change_view(change, &self.identity.user).await?;
                 Outcome::Done(tag(change))
             }
             Statement::Reload => {
-                self.service.database.reload().await?;
+                self.rights()?.execute("pg_reload_conf")?;
+                self.service.reload().await?;
                 tracing::info!(user = self.identity.user, "definitions read again on a client's request");
                 Outcome::Table { batch: reloaded()?, tag: "SELECT" }
             }
@@ -445,17 +545,18 @@ impl Session {
         query: &Query,
         parameters: Option<ParamValues>,
     ) -> Result<Planned, QueryError> {
-        let service = Arc::clone(&self.service);
+        let (service, rights) = (Arc::clone(&self.service), self.rights()?);
         let (settings, identity) = (Arc::clone(&self.settings), self.identity.clone());
         let query = query.clone();
         Work::start(&self.service.queries, async move {
             let mut state = service.template.clone();
             let default_schema = settings.default_schema();
-            state.register_catalog_list(service.system.over(&pinned));
+            let (catalogs, named) = service.system.over(&pinned, &rights);
+            state.register_catalog_list(catalogs);
             state.config_mut().options_mut().catalog.default_schema.clone_from(&default_schema);
             functions::register_session(&mut state, &identity, &settings, &default_schema)?;
             for (name, function) in service.database.table_functions(pinned.as_ref()) {
-                state.register_udtf(&name, function);
+                state.register_udtf(&name, rights.guarded(function));
             }
             if query.catalog {
                 let relations = relations(&state).await?;
@@ -481,11 +582,12 @@ impl Session {
                 plan => plan,
             };
             guard::check(&plan)?;
+            rights.read(&query, &named, &default_schema)?;
             let plan = match parameters {
                 Some(values) => plan.with_param_values(values)?,
                 None => plan,
             };
-            Ok(Planned { plan, state, pinned })
+            Ok(Planned { plan, state, pinned, entry: Entry::default(), turn: None })
         })
         .finish()
         .await?
@@ -501,6 +603,10 @@ impl Session {
             cancels: watch::Sender::new(0),
             transaction: Transaction::None,
             cursors: BTreeMap::new(),
+            role: Arc::clone(&self.role),
+            origin: self.origin,
+            place: Arc::clone(&self.place),
+            visit: self.visit.clone(),
         }
     }
 
@@ -620,13 +726,12 @@ fn parameter_types(query: &Query, plan: &LogicalPlan) -> Result<Vec<Option<DataT
 
 /// Casts a result to the types that were described before its parameters had values.
 fn keep_promise(planned: Planned, promised: &SchemaRef) -> Result<Planned, QueryError> {
-    let Planned { plan, state, pinned } = planned;
-    let own = plan.schema();
+    let own = planned.plan.schema();
     if own.fields().len() != promised.fields().len() {
         return Err(QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, "cached plan must not change result type"));
     }
     if same_types(own.inner(), promised) {
-        return Ok(Planned { plan, state, pinned });
+        return Ok(planned);
     }
     let casts: Vec<Expr> = own
         .columns()
@@ -642,8 +747,8 @@ fn keep_promise(planned: Planned, promised: &SchemaRef) -> Result<Planned, Query
             }
         })
         .collect();
-    let plan = LogicalPlanBuilder::from(plan).project(casts)?.build()?;
-    Ok(Planned { plan, state, pinned })
+    let plan = LogicalPlanBuilder::from(planned.plan).project(casts)?.build()?;
+    Ok(Planned { plan, ..planned })
 }
 
 /// Every relation with its number, for functions that are asked about numbers.

@@ -36,7 +36,7 @@ def tuples(rows):
 
 
 def by_psycopg(port, binary):
-    with psycopg.connect(f"host=127.0.0.1 port={port} user=ana dbname=viewledger") as connection:
+    with psycopg.connect(f"host=127.0.0.1 port={port} user=analyst dbname=viewledger") as connection:
         with connection.cursor(binary=binary) as cursor:
             answers = {sql: tuples(cursor.execute(sql).fetchall()) for sql in (COUNTS, RECORDS, MONEY)}
             video, total, _ = answers[COUNTS][0]
@@ -55,7 +55,7 @@ def by_psycopg(port, binary):
 
 
 async def by_asyncpg(port):
-    connection = await asyncpg.connect(host="127.0.0.1", port=port, user="ana", database="viewledger")
+    connection = await asyncpg.connect(host="127.0.0.1", port=port, user="analyst", database="viewledger")
     try:
         answers = {sql: tuples(await connection.fetch(sql)) for sql in (COUNTS, RECORDS, MONEY)}
         async with connection.transaction(readonly=True):
@@ -66,7 +66,7 @@ async def by_asyncpg(port):
 
 
 def by_adbc(port, comparisons):
-    address, who = f"grpc://127.0.0.1:{port}", {"username": "ana", "password": "-"}
+    address, who = f"grpc://127.0.0.1:{port}", {"username": "analyst", "password": "-"}
     with flightsql.connect(address, db_kwargs=who, autocommit=True) as connection:
         cursor = connection.cursor()
         answers = {}
@@ -103,7 +103,7 @@ def by_adbc(port, comparisons):
 
 def by_pyarrow(port):
     client = pyarrow.flight.FlightClient(f"grpc://127.0.0.1:{port}")
-    options = pyarrow.flight.FlightCallOptions(headers=[client.authenticate_basic_token("ana", "-")])
+    options = pyarrow.flight.FlightCallOptions(headers=[client.authenticate_basic_token("analyst", "-")])
     # CommandStatementQuery in an Any, as protobuf writes it.
     query = b"\x0a" + length(COUNTS.encode()) + COUNTS.encode()
     url = b"type.googleapis.com/arrow.flight.protocol.sql.CommandStatementQuery"

@@ -124,7 +124,7 @@ impl Life {
             }
             tokio::time::sleep(POLL).await;
         }
-        let params = format!("host=127.0.0.1 port={} user=analyst dbname=viewledger", self.pg_port);
+        let params = format!("host=127.0.0.1 port={} user=operator dbname=viewledger", self.pg_port);
         let (client, connection) = tokio_postgres::connect(&params, NoTls)
             .await
             .map_err(|error| self.death(&format!("was ready but took no connection: {error}")))?;

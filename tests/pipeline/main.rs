@@ -4,12 +4,14 @@
 //! usual client, and asks in SQL until the answer is right or a deadline passes. Nothing waits for a fixed time.
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
+mod access_log;
 mod audit;
 mod brokers;
 mod by_key;
 mod damage;
 mod definitions;
 mod disk;
+mod escapes;
 mod evolution;
 mod flight;
 mod http;
@@ -23,9 +25,11 @@ mod reconcile;
 mod records;
 mod refreshes;
 mod reload;
+mod roles;
 mod server;
 mod snapshots;
 mod tables;
+mod tls;
 mod versions;
 mod world;
 mod zombie;

@@ -67,6 +67,10 @@ impl Process {
         Self { child, ask: Ask { at: at.unwrap() }, log: path }
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn log_path(&self) -> PathBuf {
         self.log.clone()
     }

@@ -9,9 +9,6 @@ use std::time::{Duration, Instant};
 
 use arrow_flight::sql::{Any, TicketStatementQuery};
 use arrow_flight::{CancelStatus, FlightInfo};
-use base64::Engine as _;
-use base64::alphabet;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 use datafusion::arrow::datatypes::SchemaRef;
 use datafusion::arrow::record_batch::RecordBatch;
@@ -21,11 +18,12 @@ use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tonic::Status;
-use tonic::metadata::MetadataMap;
 use uuid::Uuid;
 
 use super::answer::{Batches, as_they_are, batches, no_rows};
+use super::asker::{Asker, Authorization};
 use crate::serve::Database;
+use crate::serve::auth::{Gate, Origin};
 use crate::serve::error::{QueryError, SqlState};
 use crate::serve::session::statement::Statement;
 use crate::serve::session::{Outcome, Prepared, QueryService, Session};
@@ -39,12 +37,6 @@ const SESSION_PATIENCE: Duration = Duration::from_secs(3600);
 const LEFT_PER_SESSION: usize = 10;
 /// Who did not say who they are.
 const ANONYMOUS: &str = "anonymous";
-
-/// Clients in Go leave the padding out.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 type SharedSession = Arc<AsyncMutex<Session>>;
 
@@ -164,6 +156,10 @@ impl Desk {
         }
     }
 
+    pub(super) fn gate(&self) -> &Arc<Gate> {
+        self.service.gate()
+    }
+
     pub(super) fn database(&self) -> &Arc<dyn Database> {
         self.service.database()
     }
@@ -177,32 +173,38 @@ impl Desk {
     }
 
     /// A token for whoever `authorization: Basic ...` names.
-    pub(super) fn welcome(&self, metadata: &MetadataMap) -> Result<String, Status> {
-        let user = match authorization(metadata)? {
-            Authorization::User(user) => user,
+    pub(super) async fn welcome(&self, asker: Asker) -> Result<String, Status> {
+        let (user, password) = match asker.authorization? {
+            Authorization::User { user, password } => (user, password),
             _ => return Err(Status::unauthenticated("a handshake needs authorization: Basic user:password")),
         };
         let token = Uuid::new_v4().to_string();
-        let session = self.connect(&user);
+        let session = self.connect(&user, &password, asker.origin).await?;
+        session.lock().await.arrive();
         self.sessions.put_as(token.clone().into(), session).map_err(super::refusal)?;
         tracing::debug!(user, "a Flight SQL client shook hands");
         Ok(token)
     }
 
-    fn connect(&self, user: &str) -> SharedSession {
+    async fn connect(&self, user: &str, password: &str, origin: Origin) -> Result<SharedSession, Status> {
+        let gate = self.service.gate();
+        let known = gate.check_password(user, password, origin).await.map_err(super::refusal)?;
+        let client = gate.enter(known, origin).map_err(super::refusal)?;
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        Arc::new(AsyncMutex::new(self.service.connect(user, number)))
+        Ok(Arc::new(AsyncMutex::new(self.service.connect(client, number))))
     }
 
-    /// Who sends these headers, in this transaction.
-    pub(super) fn caller(&self, metadata: &MetadataMap, transaction: Option<&[u8]>) -> Result<Caller, Status> {
+    /// Who asks, in this transaction.
+    pub(super) async fn caller(&self, asker: Asker, transaction: Option<&[u8]>) -> Result<Caller, Status> {
         if let Some(id) = transaction.filter(|id| !id.is_empty()) {
             let session = self.transactions.get(id).ok_or_else(no_transaction)?;
             return Ok(Caller { session, standing: Standing::Transacting(Bytes::copy_from_slice(id)) });
         }
-        let (session, standing) = match authorization(metadata)? {
-            Authorization::None => (self.connect(ANONYMOUS), Standing::Passing),
-            Authorization::User(user) => (self.connect(&user), Standing::Passing),
+        let (session, standing) = match asker.authorization? {
+            Authorization::None => (self.connect(ANONYMOUS, "", asker.origin).await?, Standing::Passing),
+            Authorization::User { user, password } => {
+                (self.connect(&user, &password, asker.origin).await?, Standing::Passing)
+            }
             Authorization::Token(token) => {
                 let gone = || Status::unauthenticated("this token is not known, or nobody used it for too long");
                 (self.sessions.get(token.as_bytes()).ok_or_else(gone)?, Standing::Known)
@@ -312,6 +314,11 @@ impl Desk {
                 "this prepared statement is closed, or nobody used it for too long",
             )
         })
+    }
+
+    /// Whether there is such a prepared statement.
+    pub(super) fn knows(&self, handle: &[u8]) -> Result<(), QueryError> {
+        self.kept(handle).map(drop)
     }
 
     /// The values that the next execution takes.
@@ -456,33 +463,6 @@ impl Drop for Running {
     }
 }
 
-enum Authorization {
-    None,
-    /// `Basic`; the password is not looked at yet.
-    User(String),
-    /// `Bearer`.
-    Token(String),
-}
-
-fn authorization(metadata: &MetadataMap) -> Result<Authorization, Status> {
-    let Some(value) = metadata.get("authorization") else { return Ok(Authorization::None) };
-    let wrong = || Status::unauthenticated("authorization is neither Basic nor Bearer");
-    let value = value.to_str().map_err(|_| wrong())?;
-    let (scheme, rest) = value.split_once(' ').ok_or_else(wrong)?;
-    if scheme.eq_ignore_ascii_case("bearer") {
-        return Ok(Authorization::Token(rest.trim().to_owned()));
-    }
-    if !scheme.eq_ignore_ascii_case("basic") {
-        return Err(wrong());
-    }
-    let decoded = BASE64.decode(rest.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    let user = decoded.and_then(|text| text.split_once(':').map(|(user, _)| user.to_owned()));
-    match user.filter(|user| !user.is_empty()) {
-        Some(user) => Ok(Authorization::User(user)),
-        None => Err(Status::unauthenticated("authorization: Basic has no user name in it")),
-    }
-}
-
 /// Things of one kind by their handles.
 struct Store<T> {
     what: &'static str,
@@ -545,21 +525,5 @@ mod tests {
         store.sweep(now + Duration::from_secs(60));
         assert_eq!(store.get(&a), None);
         assert!(store.put("d").is_ok());
-    }
-
-    #[test]
-    fn authorization_is_read_or_refused() {
-        let read = |value: &'static str| {
-            let mut metadata = MetadataMap::new();
-            metadata.insert("authorization", value.parse().unwrap());
-            authorization(&metadata)
-        };
-        assert!(matches!(read("Basic YW5hOnNlY3JldA=="), Ok(Authorization::User(user)) if user == "ana"));
-        assert!(matches!(read("Basic YW5hOng"), Ok(Authorization::User(user)) if user == "ana"));
-        assert!(matches!(read("bearer x"), Ok(Authorization::Token(token)) if token == "x"));
-        assert!(matches!(authorization(&MetadataMap::new()), Ok(Authorization::None)));
-        for wrong in ["", "Basic", "Basic !", "Basic Og==", "Basic OnB3", "Digest x"] {
-            assert!(read(wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -4,16 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::Request;
 use futures::FutureExt;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tower::ServiceExt;
 
 use super::line::Line;
 use crate::runtime::{Health, Shutdown, spawn};
 use crate::serve::Limits;
+use crate::serve::tls::sockets::{Socket, Sockets};
 
 /// Sockets beyond the sessions: health checks, and clients that are told there is no room.
 const SPARE_SOCKETS: usize = 64;
@@ -28,7 +31,7 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Answers by `routes` until `shutdown`; then no request is taken any more, and what is being answered may end.
 pub(super) async fn serve(
-    listener: TcpListener,
+    mut connections: Sockets,
     routes: Router,
     limits: &Limits,
     shutdown: Shutdown,
@@ -37,18 +40,12 @@ pub(super) async fn serve(
     let most = limits.connections_max.saturating_add(SPARE_SOCKETS).min(Semaphore::MAX_PERMITS);
     let sockets = Arc::new(Semaphore::new(most));
     loop {
-        let accepted = tokio::select! {
+        let socket = tokio::select! {
             () = shutdown.wait() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let socket = match accepted {
-            Ok((socket, _)) => socket,
-            Err(error) => {
-                // Out of file descriptors, or the client went away: the listener itself lives on.
-                tracing::warn!(%error, "cannot accept an HTTP client");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
+            socket = connections.next() => match socket {
+                Some(socket) => socket,
+                None => break,
+            },
         };
         let Ok(permit) = Arc::clone(&sockets).try_acquire_owned() else { continue };
         let (routes, stop, patience) = (routes.clone(), shutdown.clone(), limits.write_timeout);
@@ -64,16 +61,19 @@ pub(super) async fn serve(
 }
 
 /// One client, from its first byte to its last.
-async fn converse(socket: TcpStream, routes: Router, patience: Duration, stop: Shutdown) {
-    let peer = socket.peer_addr().ok();
-    // Small answers are not to wait for more.
-    drop(socket.set_nodelay(true));
+async fn converse(socket: Socket, routes: Router, patience: Duration, stop: Shutdown) {
+    let peer = socket.peer();
+    // What answers a request may ask whence it came.
+    let service = tower::service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
+        routes.clone().oneshot(request)
+    });
     let conversation = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_headers(HEADERS_MAX)
         .max_buf_size(BUFFER_BYTES)
-        .serve_connection(TokioIo::new(Line::new(socket, patience)), TowerToHyperService::new(routes));
+        .serve_connection(TokioIo::new(Line::new(socket, patience)), TowerToHyperService::new(service));
     // A client's bytes must not bring the process into doubt, so its panic ends here.
     let conversation = async move {
         tokio::pin!(conversation);
@@ -87,7 +87,7 @@ async fn converse(socket: TcpStream, routes: Router, patience: Duration, stop: S
     };
     match std::panic::AssertUnwindSafe(conversation).catch_unwind().await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(?peer, %error, "an HTTP client went away"),
-        Err(_) => tracing::error!(?peer, "the conversation with an HTTP client panicked"),
+        Ok(Err(error)) => tracing::debug!(peer = %peer.address, %error, "an HTTP client went away"),
+        Err(_) => tracing::error!(peer = %peer.address, "the conversation with an HTTP client panicked"),
     }
 }

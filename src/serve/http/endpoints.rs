@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::Response;
@@ -26,6 +27,7 @@ use crate::catalog::endpoint::parameter::{Parameter, Place};
 use crate::merge::endpoints::PlannedEndpoint;
 use crate::serve::error::QueryError;
 use crate::serve::session::{Encode, Outcome, Prepared, Session, Stop};
+use crate::serve::tls::sockets::Peer;
 
 /// Answers shorter than this are not made shorter.
 const CODED_BYTES_MIN: usize = 1024;
@@ -37,9 +39,13 @@ pub(super) struct Kept {
     prepared: Prepared,
 }
 
-pub(super) async fn answer(State(desk): State<Arc<Desk>>, request: Request) -> Result<Response, Problem> {
+pub(super) async fn answer(
+    State(desk): State<Arc<Desk>>,
+    Extension(peer): Extension<Peer>,
+    request: Request,
+) -> Result<Response, Problem> {
     let (method, uri, headers) = (request.method(), request.uri(), request.headers());
-    let (mut session, permit) = desk.connect(headers)?;
+    let (mut session, permit) = desk.connect(headers, peer).await?;
     begin(&mut session).await?;
     let pinned = session.catalog()?;
     let path = segments(uri)?;

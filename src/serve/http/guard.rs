@@ -3,14 +3,13 @@
 //! A browser sends requests for any page to any address, this machine's too. A page of another site gives itself away by
 //! `Origin` or `Sec-Fetch-Site`; one whose own name was made to point at this machine (DNS rebinding) by its `Host`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use tokio::net::TcpListener;
 
 use super::problem::Problem;
 
@@ -24,9 +23,10 @@ pub(super) enum Names {
 }
 
 impl Names {
-    pub(super) fn of(listener: &TcpListener) -> Self {
-        match listener.local_addr() {
-            Ok(address) if !address.ip().is_loopback() => Self::Any,
+    /// Of a server that listens on `address`.
+    pub(super) fn of(address: Option<SocketAddr>) -> Self {
+        match address {
+            Some(address) if !address.ip().is_loopback() => Self::Any,
             _ => Self::Loopback,
         }
     }

@@ -6,20 +6,21 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
+
+use crate::serve::tls::sockets::Socket;
 
 /// Fails once nothing could be written for so long: what is answered to nobody is given up.
 #[derive(Debug)]
 pub(super) struct Line {
-    socket: TcpStream,
+    socket: Socket,
     patience: Duration,
     /// Runs while a write waits.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
 impl Line {
-    pub(super) fn new(socket: TcpStream, patience: Duration) -> Self {
+    pub(super) fn new(socket: Socket, patience: Duration) -> Self {
         Self { socket, patience, waiting: None }
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::Extension;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -18,6 +19,7 @@ use super::{Desk, body};
 use crate::serve::error::{QueryError, SqlState};
 use crate::serve::session::statement::Statement;
 use crate::serve::session::{Outcome, Session};
+use crate::serve::tls::sockets::Peer;
 
 /// What may stand behind the `?`.
 #[derive(Debug, Deserialize)]
@@ -28,6 +30,7 @@ pub(super) struct Named {
 
 pub(super) async fn answer(
     State(desk): State<Arc<Desk>>,
+    Extension(peer): Extension<Peer>,
     named: Result<Query<Named>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
     body: Body,
@@ -38,7 +41,7 @@ pub(super) async fn answer(
     let format = format(&headers, named.format.as_deref())?;
     let shape = Shape { format, coding: coding(&headers, format) };
     let limits = desk.service.limits();
-    let (mut session, permit) = desk.connect(&headers)?;
+    let (mut session, permit) = desk.connect(&headers, peer).await?;
     let order = body::read(&headers, body, limits).await?;
     let statement = one(&session, &order.sql).await?;
     refuse_lasting(&statement)?;

@@ -20,7 +20,15 @@ type Key = (i32, Bytes);
 pub(super) struct Backends {
     numbers: RandomPidSecretKeyGenerator,
     room: Arc<Semaphore>,
+    reserved: usize,
     open: Mutex<HashMap<Key, watch::Sender<u64>>>,
+}
+
+/// On which places a session has a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Claim {
+    Ordinary,
+    Reserved,
 }
 
 /// A session's place; given back when dropped.
@@ -32,17 +40,23 @@ pub(super) struct Place {
 }
 
 impl Backends {
-    pub(super) fn new(connections_max: usize) -> Self {
+    /// The last `reserved` places are for some.
+    pub(super) fn new(connections_max: usize, reserved: usize) -> Self {
         Self {
             numbers: RandomPidSecretKeyGenerator::default(),
             room: Arc::new(Semaphore::new(connections_max)),
+            reserved,
             open: Mutex::new(HashMap::new()),
         }
     }
 
-    /// Room for one more session, or None at the limit.
-    pub(super) fn room(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.room).try_acquire_owned().ok()
+    /// Room for one more session, or why there is none.
+    pub(super) fn room(&self, claim: Claim) -> Result<OwnedSemaphorePermit, &'static str> {
+        if claim == Claim::Ordinary && (1..=self.reserved).contains(&self.room.available_permits()) {
+            return Err("remaining connection slots are reserved for roles with privileges of the \
+                        \"pg_use_reserved_connections\" role");
+        }
+        Arc::clone(&self.room).try_acquire_owned().map_err(|_| "sorry, too many clients already")
     }
 
     /// A number and a secret for a new session.

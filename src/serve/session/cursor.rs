@@ -174,7 +174,9 @@ impl Session {
             let message = format!("more than {CURSORS_MAX} cursors in one session");
             return Err(QueryError::new(SqlState::PROGRAM_LIMIT, message).hint("CLOSE some of them"));
         }
-        let planned = self.plan(query, parameters).await?;
+        let turn = self.place.turn().await?;
+        let mut planned = self.plan(query, parameters).await?;
+        planned.turn = Some(turn);
         let schema = shown_schema(query, SchemaRef::new(planned.plan.schema().as_arrow().clone()));
         let service = &self.service;
         let encode = Encode::new(BATCH_ROWS, Ok);

@@ -13,11 +13,12 @@ use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use futures::StreamExt;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::metrics::{Metrics, WorkOutcome};
-use crate::serve::error::QueryError;
+use crate::serve::access_log::entry::Entry;
+use crate::serve::error::{QueryError, SqlState};
 
 /// Rows that are encoded, sent and cancelled as one.
 pub const ROWS_PER_PIECE: usize = 1024;
@@ -77,6 +78,10 @@ pub struct Planned {
     pub(super) state: SessionState,
     /// The snapshot; released when the last row was produced or the statement stopped.
     pub(super) pinned: Arc<dyn CatalogProvider>,
+    /// Told how it ends.
+    pub(super) entry: Entry,
+    /// The right to run.
+    pub(super) turn: Option<OwnedSemaphorePermit>,
 }
 
 /// What ends a statement early: its client, or its timeout. One per execution.
@@ -168,22 +173,25 @@ impl<T> Drop for Work<T> {
 pub(super) fn run<T: Send + 'static>(
     queries: &Handle,
     metrics: &Arc<Metrics>,
-    planned: Planned,
+    mut planned: Planned,
     buffered: usize,
     mut encode: Encode<T>,
 ) -> Rows<T> {
     let (sender, pieces) = mpsc::channel(buffered.max(1));
     let metrics = Arc::clone(metrics);
+    let (entry, turn) = (planned.entry.take(), planned.turn.take());
     let work = Work::start(queries, async move {
-        let mut running = Running::new(metrics);
-        let last = match produce(planned, &sender, &mut encode).await {
+        let mut running = Running::new(metrics, entry, turn);
+        let last = match produce(planned, &sender, &mut encode, &mut running.rows).await {
             Ok(()) => {
                 running.outcome = WorkOutcome::Done;
+                running.state = None;
                 Piece::End
             }
             Err(error) => {
                 running.outcome = WorkOutcome::Failed;
-                if error.state == crate::serve::error::SqlState::INTERNAL {
+                running.state = Some(error.state);
+                if error.state == SqlState::INTERNAL {
                     tracing::error!(%error, "a query failed for a reason that is not the client's");
                 }
                 Piece::Failed(error)
@@ -200,8 +208,9 @@ async fn produce<T>(
     planned: Planned,
     sender: &mpsc::Sender<Piece<T>>,
     encode: &mut Encode<T>,
+    produced: &mut u64,
 ) -> Result<(), QueryError> {
-    let Planned { plan, state, pinned } = planned;
+    let Planned { plan, state, pinned, .. } = planned;
     let physical = interruptible(state.create_physical_plan(&plan).await?)?;
     let mut batches = execute_stream(physical, state.task_ctx())?;
     while let Some(batch) = batches.next().await {
@@ -212,6 +221,7 @@ async fn produce<T>(
             let piece = (encode.work)(batch.slice(start, rows))?;
             send(sender, piece, encode.patience).await?;
             start += rows;
+            *produced += rows as u64;
         }
     }
     if let Some(end) = encode.end.take() {
@@ -254,12 +264,24 @@ struct Running {
     metrics: Arc<Metrics>,
     started: Instant,
     outcome: WorkOutcome,
+    rows: u64,
+    state: Option<SqlState>,
+    entry: Entry,
+    _turn: Option<OwnedSemaphorePermit>,
 }
 
 impl Running {
-    fn new(metrics: Arc<Metrics>) -> Self {
+    fn new(metrics: Arc<Metrics>, entry: Entry, turn: Option<OwnedSemaphorePermit>) -> Self {
         metrics.queries_running.inc();
-        Self { metrics, started: Instant::now(), outcome: WorkOutcome::Cancelled }
+        Self {
+            metrics,
+            started: Instant::now(),
+            outcome: WorkOutcome::Cancelled,
+            rows: 0,
+            state: Some(SqlState::CANCELLED),
+            entry,
+            _turn: turn,
+        }
     }
 }
 
@@ -267,5 +289,6 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.metrics.queries_running.dec();
         self.metrics.query(self.outcome, self.started.elapsed());
+        self.entry.take().end(Some(self.rows), self.state);
     }
 }

@@ -22,6 +22,7 @@ use datafusion_pg_catalog::sql::rules::{
     StripCallableQualifier, StripCollate,
 };
 
+mod text;
 mod views;
 
 use self::views::{dropping, promotion, refresh};

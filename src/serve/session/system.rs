@@ -18,9 +18,13 @@ use datafusion_pg_catalog::setup_pg_catalog;
 use parking_lot::RwLock;
 
 use super::functions;
+use super::policy::{Named, Rights};
+use crate::serve::access_log::AccessLog;
 use crate::serve::{DATABASE, Database};
 
 const PG_CATALOG: &str = "pg_catalog";
+const AUDIT: &str = "audit";
+const ACCESS_LOG: &str = "access_log";
 
 /// The parts of the catalog that belong to no snapshot.
 #[derive(Debug)]
@@ -30,9 +34,10 @@ pub(super) struct System {
 
 impl System {
     /// Makes the system catalog, and the session template that knows its functions.
-    pub(super) fn new(database: Arc<dyn Database>) -> Result<(Self, SessionState)> {
+    pub(super) fn new(database: Arc<dyn Database>, log: Option<Arc<AccessLog>>) -> Result<(Self, SessionState)> {
         let live = Arc::new(LiveCatalog {
             database: Arc::clone(&database),
+            log,
             latest: RwLock::new(None),
             pg_catalog: OnceLock::new(),
         });
@@ -49,18 +54,25 @@ impl System {
             .with_catalog_list(Arc::new(Catalogs(Arc::clone(&live) as Arc<dyn CatalogProvider>)))
             .build();
         let context = SessionContext::new_with_state(state);
-        setup_pg_catalog(&context, DATABASE, Roles).map_err(|error| *error)?;
+        let roles = Roles(Arc::clone(&live.database));
+        setup_pg_catalog(&context, DATABASE, roles).map_err(|error| *error)?;
         functions::register_fixed(&context);
         let template = context.state_ref().read().clone();
         Ok((Self { live }, template))
     }
 
-    /// The catalog of one statement: a pinned snapshot and the system tables.
-    pub(super) fn over(&self, pinned: &Arc<dyn CatalogProvider>) -> Arc<dyn CatalogProviderList> {
+    /// The catalog of one statement: a pinned snapshot and the system tables. With it, which of its tables are asked for.
+    pub(super) fn over(
+        &self,
+        pinned: &Arc<dyn CatalogProvider>,
+        rights: &Rights,
+    ) -> (Arc<dyn CatalogProviderList>, Arc<Named>) {
         // The system tables describe what the last statement saw, without keeping it alive.
         *self.live.latest.write() = Some(Arc::downgrade(pinned));
-        let whole = PinnedCatalog { pinned: Arc::clone(pinned), pg_catalog: self.pg_catalog() };
-        Arc::new(Catalogs(Arc::new(whole)))
+        let log = self.live.log.clone();
+        let whole = PinnedCatalog { pinned: Arc::clone(pinned), pg_catalog: self.pg_catalog(), log };
+        let (whole, named) = rights.watch(Arc::new(whole));
+        (Arc::new(Catalogs(whole)), named)
     }
 
     pub(super) fn pg_catalog(&self) -> Option<Arc<dyn SchemaProvider>> {
@@ -91,21 +103,27 @@ impl CatalogProviderList for Catalogs {
 struct PinnedCatalog {
     pinned: Arc<dyn CatalogProvider>,
     pg_catalog: Option<Arc<dyn SchemaProvider>>,
+    log: Option<Arc<AccessLog>>,
 }
 
 impl CatalogProvider for PinnedCatalog {
     fn schema_names(&self) -> Vec<String> {
-        with_system(self.pinned.schema_names())
+        with_system(self.pinned.schema_names(), self.log.is_some())
     }
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
-        if name == PG_CATALOG { self.pg_catalog.clone() } else { self.pinned.schema(name) }
+        match name {
+            PG_CATALOG => self.pg_catalog.clone(),
+            AUDIT => audit(self.pinned.schema(name), self.log.as_ref()),
+            _ => self.pinned.schema(name),
+        }
     }
 }
 
 /// What the system tables describe: the snapshot of the newest statement, or a fresh one.
 struct LiveCatalog {
     database: Arc<dyn Database>,
+    log: Option<Arc<AccessLog>>,
     latest: RwLock<Option<Weak<dyn CatalogProvider>>>,
     pg_catalog: OnceLock<Arc<dyn SchemaProvider>>,
 }
@@ -126,7 +144,8 @@ impl LiveCatalog {
 
 impl CatalogProvider for LiveCatalog {
     fn schema_names(&self) -> Vec<String> {
-        with_system(self.current().map(|catalog| catalog.schema_names()).unwrap_or_default())
+        let own = self.current().map(|catalog| catalog.schema_names()).unwrap_or_default();
+        with_system(own, self.log.is_some())
     }
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
@@ -135,6 +154,7 @@ impl CatalogProvider for LiveCatalog {
                 .pg_catalog
                 .get()
                 .map(|inner| Arc::new(SystemTables(Arc::clone(inner))) as Arc<dyn SchemaProvider>),
+            AUDIT => audit(self.current()?.schema(name), self.log.as_ref()),
             _ => self.current()?.schema(name),
         }
     }
@@ -151,11 +171,55 @@ impl CatalogProvider for LiveCatalog {
     }
 }
 
-fn with_system(mut names: Vec<String>) -> Vec<String> {
+fn with_system(mut names: Vec<String>, logs: bool) -> Vec<String> {
     names.retain(|name| name != PG_CATALOG && name != "information_schema");
+    if logs && !names.iter().any(|name| name == AUDIT) {
+        names.push(AUDIT.to_owned());
+    }
     names.sort();
     names.push(PG_CATALOG.to_owned());
     names
+}
+
+/// What the database has in `audit`, and the access log.
+fn audit(own: Option<Arc<dyn SchemaProvider>>, log: Option<&Arc<AccessLog>>) -> Option<Arc<dyn SchemaProvider>> {
+    match log {
+        Some(log) => Some(Arc::new(Audit { own, log: Arc::clone(log) })),
+        None => own,
+    }
+}
+
+#[derive(Debug)]
+struct Audit {
+    own: Option<Arc<dyn SchemaProvider>>,
+    log: Arc<AccessLog>,
+}
+
+#[async_trait]
+impl SchemaProvider for Audit {
+    fn table_names(&self) -> Vec<String> {
+        let own = self.own.as_ref().map(|own| own.table_names()).unwrap_or_default();
+        own.into_iter().chain([ACCESS_LOG.to_owned()]).collect()
+    }
+
+    async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
+        match &self.own {
+            _ if name == ACCESS_LOG => self.log.table().map(Some),
+            Some(own) => own.table(name).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn table_type(&self, name: &str) -> Result<Option<TableType>> {
+        match &self.own {
+            Some(own) if name != ACCESS_LOG => own.table_type(name).await,
+            _ => Ok(self.table_exist(name).then_some(TableType::Base)),
+        }
+    }
+
+    fn table_exist(&self, name: &str) -> bool {
+        name == ACCESS_LOG || self.own.as_ref().is_some_and(|own| own.table_exist(name))
+    }
 }
 
 /// `pg_catalog` as it lists itself, with the kinds of its relations.
@@ -181,27 +245,34 @@ impl SchemaProvider for SystemTables {
     }
 }
 
-/// Roles come with authentication; until then everybody is the same reader.
+/// The roles that are declared; without any, everybody is the same reader.
 #[derive(Debug, Clone)]
-struct Roles;
+struct Roles(Arc<dyn Database>);
 
 #[async_trait]
 impl PgCatalogContextProvider for Roles {
     async fn roles(&self) -> Vec<String> {
-        vec![DATABASE.to_owned()]
+        match self.0.roles() {
+            Some(roles) => roles.iter().map(|role| role.name.clone()).collect(),
+            None => vec![DATABASE.to_owned()],
+        }
     }
 
     async fn role(&self, name: &str) -> Option<Role> {
+        let declared = match self.0.roles() {
+            Some(roles) => Some(Arc::clone(roles.get(name)?)),
+            None => None,
+        };
         Some(Role {
             name: name.to_owned(),
             is_superuser: false,
-            can_login: true,
+            can_login: declared.as_ref().is_none_or(|role| role.login),
             can_create_db: false,
             can_create_role: false,
             can_create_user: false,
             can_replication: false,
             grants: Vec::new(),
-            inherited_roles: Vec::new(),
+            inherited_roles: declared.map(|role| role.member_of.iter().cloned().collect()).unwrap_or_default(),
         })
     }
 }

@@ -188,6 +188,8 @@ impl Session {
         let tag = write.query.tag;
         let table = write.table(&self.settings.default_schema())?;
         self.refuse_write(tag)?;
+        self.permit_write(write, table)?;
+        let _turn = self.place.turn().await?;
         let turn = self.service.database.change_table(table, write.rows()).await?;
         let rows = match write.kind {
             WriteKind::Truncate => Vec::new(),
