@@ -3,15 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::http::Request;
+use axum::{Extension, Router};
 use futures::FutureExt;
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::sync::Semaphore;
-use tower::ServiceExt;
 
 use super::line::Line;
 use crate::runtime::{Health, Shutdown, spawn};
@@ -64,16 +61,13 @@ pub(super) async fn serve(
 async fn converse(socket: Socket, routes: Router, patience: Duration, stop: Shutdown) {
     let peer = socket.peer();
     // What answers a request may ask whence it came.
-    let service = tower::service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(peer);
-        routes.clone().oneshot(request)
-    });
+    let routes = routes.layer(Extension(peer));
     let conversation = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_headers(HEADERS_MAX)
         .max_buf_size(BUFFER_BYTES)
-        .serve_connection(TokioIo::new(Line::new(socket, patience)), TowerToHyperService::new(service));
+        .serve_connection(TokioIo::new(Line::new(socket, patience)), TowerToHyperService::new(routes));
     // A client's bytes must not bring the process into doubt, so its panic ends here.
     let conversation = async move {
         tokio::pin!(conversation);
