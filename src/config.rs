@@ -47,7 +47,6 @@ pub struct Config {
     pub query: Query,
     pub auth: Auth,
     pub tls: Tls,
-    pub audit: Audit,
     pub log: Log,
     /// Passwords in the environment, by the name of the role in capital letters.
     #[serde(skip)]
@@ -142,6 +141,11 @@ pub struct Audit {
     key_file: PathBuf,
     #[serde(deserialize_with = "duration")]
     pub seal_interval: Duration,
+    pub access_log: bool,
+    pub access_log_days: u32,
+    #[serde(deserialize_with = "size")]
+    pub access_log_bytes_max: usize,
+    pub access_log_queue_max: usize,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -201,15 +205,6 @@ impl Tls {
     pub fn files(&self) -> Option<(&Path, &Path)> {
         (!self.certificate.as_os_str().is_empty()).then_some((self.certificate.as_path(), self.key.as_path()))
     }
-}
-
-#[derive(Debug, Clone, Deserialize)]
-pub struct Audit {
-    pub access_log: bool,
-    pub access_log_days: u32,
-    #[serde(deserialize_with = "size")]
-    pub access_log_bytes_max: usize,
-    pub access_log_queue_max: usize,
 }
 
 /// What no log and no answer may show.
