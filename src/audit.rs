@@ -85,13 +85,13 @@ impl fmt::Display for Place {
 #[error("{place}: {what}")]
 pub struct Divergence {
     #[serde(flatten)]
-    pub place: Place,
+    pub place: Box<Place>,
     pub what: String,
 }
 
 impl Divergence {
     pub fn at(place: Place, what: impl Into<String>) -> Self {
-        Self { place, what: what.into() }
+        Self { place: Box::new(place), what: what.into() }
     }
 }
 

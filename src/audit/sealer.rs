@@ -134,9 +134,9 @@ impl Sealer {
                 Attempt::Nothing => {
                     return Ok(made.map_or(Sealing::NothingNew(before.map(Box::new)), Sealing::Made));
                 }
-                Attempt::Made(seal, Reach::All) => return Ok(Sealing::Made(Box::new(seal))),
+                Attempt::Made(seal, Reach::All) => return Ok(Sealing::Made(seal)),
                 // Another one goes on from there.
-                Attempt::Made(seal, Reach::Part) => made = Some(Box::new(seal)),
+                Attempt::Made(seal, Reach::Part) => made = Some(seal),
                 Attempt::Taken => {}
             }
         }
@@ -184,7 +184,9 @@ impl Sealer {
         }
         let bytes = serde_json::to_vec(&document)?;
         match self.storage.create(&paths::seal(next.seal), bytes.into()).await? {
-            Created::New | Created::MineAlready => Ok(Attempt::Made(Seal { statement: next, document }, reach)),
+            Created::New | Created::MineAlready => {
+                Ok(Attempt::Made(Box::new(Seal { statement: next, document }), reach))
+            }
             Created::Taken => {
                 // Nobody names it; that it stays would do no harm.
                 drop(self.storage.store().delete(&path).await);
@@ -267,7 +269,7 @@ impl Sealer {
 }
 
 enum Attempt {
-    Made(Seal, Reach),
+    Made(Box<Seal>, Reach),
     Nothing,
     /// Another process made this seal.
     Taken,

@@ -99,7 +99,7 @@ pub fn exported(dir: &FsPath) -> Result<(BTreeMap<u64, Seal>, Vec<Divergence>), 
         match Seal::read(&bytes, number) {
             Ok(seal) => drop(seals.insert(number, seal)),
             Err(fault) => {
-                let place = Place { file: Some(path.display().to_string()), ..fault.place };
+                let place = Place { file: Some(path.display().to_string()), ..*fault.place };
                 faults.push(Divergence::at(place, fault.what));
             }
         }

@@ -7,11 +7,17 @@ use std::sync::Arc;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 
 mod array_agg_limit;
+mod money;
 mod multiset_digest;
 
 /// Functions of one row.
 pub fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
-    Vec::new()
+    vec![
+        Arc::new(ScalarUDF::new_from_impl(money::Arithmetic::add())),
+        Arc::new(ScalarUDF::new_from_impl(money::Arithmetic::multiply())),
+        Arc::new(ScalarUDF::new_from_impl(money::RoundHalfEven::new())),
+        Arc::new(ScalarUDF::new_from_impl(money::Allocate::new())),
+    ]
 }
 
 /// Functions of many rows. What they keep between their two phases (`state`, `merge_batch`) is what a
