@@ -262,7 +262,7 @@ async fn a_tag_is_refused_to_what_may_be_answered_in_two_ways() {
             "case.sql:4:1: the answer has two columns video_id",
         ),
         ("SELECT m.video_id FROM video_views AS m ORDER BY m.nothing", "case.sql:4:"),
-        ("SELECT * FROM nowhere", "case.sql:4:1: "),
+        ("SELECT * FROM nowhere", "case.sql:4:15: "),
         ("SELECT video_id + 1 AS x FROM video_views", "case.sql:4:"),
     ] {
         with_endpoint(root.path(), "row", query);

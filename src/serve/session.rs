@@ -192,7 +192,7 @@ pub struct Prepared {
     /// Types of `$1`, `$2`, ...; None where the statement does not say.
     pub parameters: Vec<Option<DataType>>,
     /// How it is answered when it asks for few keys of one view.
-    by_key: Option<Arc<PointQuery>>,
+    pub(super) by_key: Option<Arc<PointQuery>>,
 }
 
 /// What executing a statement gives.
