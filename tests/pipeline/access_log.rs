@@ -62,8 +62,8 @@ async fn the_log_tells_who_came_and_who_did_what_and_outlives_the_process() {
     rows(&billing, "INSERT INTO rates VALUES ('log', 1), ('x', 2)").await.unwrap();
 
     let told = "SELECT role, statement, sqlstate, rows FROM audit.access_log \
-                WHERE event = 'statement' AND (statement LIKE '%log%' OR statement LIKE '%$1%') AND role <> 'auditor' AND statement NOT LIKE '%access_log%' \
-                ORDER BY at";
+                WHERE event = 'statement' AND (statement LIKE '%log%' OR statement LIKE '%$1%') AND role <> 'auditor' \
+                AND statement NOT LIKE '%access_log%' ORDER BY at";
     let expected = [
         "analyst|SELECT page FROM pages WHERE page <> 'log'|-|3",
         "analyst|SELECT total FROM pages WHERE page = $1|-|1",
