@@ -19,9 +19,7 @@ use datafusion::arrow::compute::{
 use datafusion::arrow::datatypes::{DataType, Schema, SchemaRef};
 use datafusion::catalog::CatalogProvider;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{
-    DFSchema, DFSchemaRef, ParamValues, ScalarValue, plan_datafusion_err, plan_err,
-};
+use datafusion::common::{DFSchema, DFSchemaRef, ParamValues, ScalarValue, plan_datafusion_err, plan_err};
 use datafusion::datasource::source_as_provider;
 use datafusion::error::Result;
 use datafusion::execution::SessionState;

@@ -100,11 +100,7 @@ impl Desk {
     }
 
     /// A session for one request, and the right to have it.
-    async fn connect(
-        &self,
-        headers: &HeaderMap,
-        peer: Peer,
-    ) -> Result<(Session, OwnedSemaphorePermit), Problem> {
+    async fn connect(&self, headers: &HeaderMap, peer: Peer) -> Result<(Session, OwnedSemaphorePermit), Problem> {
         let origin = Origin { address: Some(peer.address), protocol: Protocol::Http, tls: peer.tls };
         let gate = self.service.gate();
         gate.admit(origin)?;

@@ -246,6 +246,10 @@ impl Session {
         &self.settings
     }
 
+    pub fn user(&self) -> &str {
+        &self.identity.user
+    }
+
     /// Where a cancel request goes.
     pub fn cancels(&self) -> watch::Sender<u64> {
         self.cancels.clone()

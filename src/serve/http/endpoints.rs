@@ -10,6 +10,8 @@ use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::Response;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::{DataType, FieldRef, SchemaRef};
 use datafusion::catalog::CatalogProvider;
@@ -59,7 +61,8 @@ pub(super) async fn answer(
     let format = format(headers, given.remove("format").as_deref())?;
     let values = values(endpoint, &in_path, given)?;
     let shape = Shape { format, coding: coding(headers, format) };
-    let question = Question { desk: &desk, endpoint, values, shape, pinned };
+    let user = session.user().to_owned();
+    let question = Question { desk: &desk, endpoint, values, shape, pinned, user };
     let tag = question.tag();
     if let Some(tag) = tag.as_ref().filter(|tag| has(headers, tag)) {
         return Ok(question.unchanged(tag));
@@ -75,10 +78,11 @@ struct Question<'a> {
     values: Option<ParamValues>,
     shape: Shape,
     pinned: Arc<dyn CatalogProvider>,
+    user: String,
 }
 
 impl Question<'_> {
-    /// Equal tags are of equal bytes: the snapshot has one name, everywhere and for ever, its definitions belong to it, and
+    /// Equal tags are of equal bytes for the same user: the snapshot has one name, everywhere and for ever, its definitions belong to it, and
     /// the path has all values.
     fn tag(&self) -> Option<HeaderValue> {
         let Shape { format, coding } = self.shape;
@@ -92,7 +96,9 @@ impl Question<'_> {
             return None;
         }
         let identity = self.desk.database().identity(self.pinned.as_ref())?;
-        HeaderValue::try_from(format!("\"{identity}-{}-{}\"", format.name(), coding.name())).ok()
+        // What one may read, another may not: nobody is told that the answer to somebody else stays as it was.
+        let user = URL_SAFE_NO_PAD.encode(&self.user);
+        HeaderValue::try_from(format!("\"{identity}-{user}-{}-{}\"", format.name(), coding.name())).ok()
     }
 
     fn unchanged(&self, tag: &HeaderValue) -> Response {
@@ -184,7 +190,8 @@ impl Desk {
 
 /// The row of a result that has one, or none.
 async fn one_row(outcome: Outcome<RecordBatch>, stop: &mut Stop) -> Result<Option<RecordBatch>, QueryError> {
-    let several = || QueryError::internal("the endpoint declares that it returns one row, and its query gave several");
+    let several =
+        || QueryError::internal("the endpoint declares that it returns one row, and its query gave several");
     let mut rows = match outcome {
         Outcome::Table { batch, .. } if batch.num_rows() > 1 => return Err(several()),
         Outcome::Table { batch, .. } => return Ok((batch.num_rows() == 1).then_some(batch)),
