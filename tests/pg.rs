@@ -22,8 +22,9 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 use viewledger::metrics::Metrics;
 use viewledger::runtime::{Health, Shutdown};
-use viewledger::serve::auth::Exposure;
+use viewledger::serve::auth::{Exposure, Protocol};
 use viewledger::serve::session::{QueryService, query_runtime};
+use viewledger::serve::tls::sockets::Sockets;
 use viewledger::serve::{Database, Endpoint, Limits, Readiness, RefreshError, RefreshScope, ServeError, http, pg};
 
 /// Five schemas over memory; every pin sees one more row in `public.ticks`.
@@ -697,7 +698,8 @@ async fn http_reports_health_readiness_and_metrics() {
     let database = Arc::new(Fixture::new());
     let queries = tokio::runtime::Handle::current();
     let service = QueryService::new(database, Limits::default(), queries, Arc::clone(&metrics)).unwrap();
-    tokio::spawn(http::serve_http(listener, service, shutdown.clone(), health.clone()));
+    let sockets = Sockets::of(listener, None, Protocol::Http, &health, shutdown.clone());
+    tokio::spawn(http::serve_http(sockets, service, shutdown.clone(), health.clone()));
     assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
     let ready = get(address, "/readyz").await;
     assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("broker is away"), "{ready}");

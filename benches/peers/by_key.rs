@@ -141,7 +141,7 @@ struct Measured {
 
 fn pgbench(port: u16, script: &Path, clients: usize, seconds: u64) -> Result<Measured> {
     let output = Command::new("pgbench")
-        .args(["-n", "-M", "prepared", "-j", "2", "-h", "127.0.0.1", "-U", "bench"])
+        .args(["-n", "-M", "prepared", "-j", "2", "-h", "127.0.0.1", "-U", "analyst"])
         .args(["-p", &port.to_string(), "-c", &clients.to_string(), "-T", &seconds.to_string(), "-f"])
         .arg(script)
         .arg("viewledger")
@@ -172,7 +172,7 @@ impl Postgres {
         let owner = owner()?;
         std::os::unix::fs::chown(dir, owner.map(|(user, _)| user), owner.map(|(_, group)| group))?;
         let made = as_owner("initdb", owner)
-            .args(["-U", "bench", "--auth=trust", "--locale=C", "--encoding=UTF8", "-D"])
+            .args(["-U", "analyst", "--auth=trust", "--locale=C", "--encoding=UTF8", "-D"])
             .arg(dir)
             .stdout(Stdio::null())
             .status()
@@ -207,7 +207,7 @@ impl Postgres {
     }
 
     async fn connect_to(&self, database: &str) -> Result<Client> {
-        let address = format!("host=127.0.0.1 port={} user=bench dbname={database}", self.port);
+        let address = format!("host=127.0.0.1 port={} user=analyst dbname={database}", self.port);
         let (client, connection) = tokio_postgres::connect(&address, NoTls).await?;
         tokio::spawn(connection);
         Ok(client)
@@ -218,7 +218,7 @@ impl Postgres {
         let table = "CREATE TABLE video_views (video_id text PRIMARY KEY, total_views bigint, revenue_views bigint, \
                      watch_seconds numeric, viewers bigint)";
         let psql =
-            |port: u16| format!("psql -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -U bench -d viewledger -p {port}");
+            |port: u16| format!("psql -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -U analyst -d viewledger -p {port}");
         let (ours, theirs) = (psql(from), psql(self.port));
         let script = format!(
             "set -e -o pipefail; {theirs} -c '{table}'; \

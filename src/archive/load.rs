@@ -27,9 +27,16 @@ pub(super) async fn load(storage: &Storage, paths: &ArchivePaths) -> Result<Opti
         },
         None => None,
     };
-    let state = replay(storage, paths, checkpoint).await?;
-    contradict(storage, paths, state.as_ref()).await?;
-    Ok(state)
+    let mut state = replay(storage, paths, checkpoint).await?;
+    loop {
+        let sound = contradict(storage, paths, state.as_ref()).await;
+        // Its writer may have gone on meanwhile, when it is read beside one.
+        let end = state.as_ref().map_or(0, |state| state.version + 1);
+        if sound.is_ok() || storage.read(&paths.log_entry(end)).await?.is_none() {
+            return sound.map(|()| state);
+        }
+        state = replay(storage, paths, state).await?;
+    }
 }
 
 /// The entry of `version`; None when there is none yet.
@@ -120,7 +127,7 @@ async fn replay(
     paths: &ArchivePaths,
     mut state: Option<TableState>,
 ) -> Result<Option<TableState>, ArchiveError> {
-    loop {
+    'windows: loop {
         let from = state.as_ref().map_or(0, |state| state.version + 1);
         let window: Vec<Option<Bytes>> = stream::iter(from..from + WINDOW)
             .map(|version| async move { storage.read(&paths.log_entry(version)).await })
@@ -130,10 +137,14 @@ async fn replay(
         for (version, bytes) in (from..).zip(&window) {
             let Some(bytes) = bytes else {
                 let beyond = window.iter().skip(usize::try_from(version - from).unwrap_or(0));
-                if beyond.flatten().next().is_some() {
+                if beyond.flatten().next().is_none() {
+                    return Ok(state);
+                }
+                // Entries are fetched at once: this one may have come after it was asked for.
+                if storage.read(&paths.log_entry(version)).await?.is_none() {
                     return Err(damaged(paths, version, "it is missing, although later ones exist"));
                 }
-                return Ok(state);
+                continue 'windows;
             };
             state = Some(follow(paths, state.take(), bytes)?);
         }

@@ -113,6 +113,27 @@ async fn many_commits_are_read_back_as_they_were() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_log_is_read_while_it_grows() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = Storage::open(dir.path().to_str().unwrap(), std::iter::empty()).unwrap();
+    let mut archive = open(&storage).await;
+    let reading = storage.clone();
+    let reader = tokio::spawn(async move {
+        let (mut newest, mut reads) = (0, 0);
+        while newest < 300 {
+            let found = Archive::peek(&reading, STREAM).await.unwrap().unwrap();
+            assert!(found.epoch.0 >= newest, "epoch {} after {newest}", found.epoch);
+            (newest, reads) = (found.epoch.0, reads + 1);
+        }
+        reads
+    });
+    for _ in 0..300 {
+        archive.commit(&epoch_on(&archive)).await.unwrap();
+    }
+    assert!(reader.await.unwrap() > 10, "it was not read while it grew");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn checkpoints_are_written_and_used() {
     let storage = memory();
