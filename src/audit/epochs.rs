@@ -243,6 +243,9 @@ enum Belongs {
     Nowhere,
 }
 
+/// Of the record that is wanted: the columns of its file, and its canonical bytes.
+type Found = (String, Vec<u8>);
+
 /// The columns of a file, and their digest.
 type Columns<'a> = (&'a str, NodeHash);
 
@@ -260,7 +263,7 @@ struct Reader<'a> {
     /// A file could not be read whole, so that records are missing for sure.
     unreadable: bool,
     wanted: Option<(i32, i64)>,
-    found: Option<(String, Vec<u8>)>,
+    found: Option<Found>,
 }
 
 impl<'a> Reader<'a> {
@@ -288,7 +291,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads every file. The records are in the order of the tree.
-    fn all(mut self, loaded: &Loaded) -> (Read, Vec<Located>, Option<(String, Vec<u8>)>) {
+    fn all(mut self, loaded: &Loaded) -> (Read, Vec<Located>, Option<Found>) {
         for (index, (file, bytes)) in loaded.files().enumerate() {
             match bytes {
                 None => {

@@ -121,7 +121,7 @@ pub async fn verify(storage: &Storage, scope: Scope, meter: &Arc<Meter>) -> Resu
     let sealed = Sealed::read(storage, &scope, &mut report).await?;
     let mut names: BTreeSet<String> = log::streams(storage).await?.into_iter().collect();
     names.extend(sealed.newest().iter().flat_map(|statement| statement.streams.keys().cloned()));
-    for unknown in scope.streams.iter().filter(|name| !names.contains(*name)) {
+    if let Some(unknown) = scope.streams.iter().find(|name| !names.contains(*name)) {
         let names = names.iter().cloned().collect::<Vec<_>>().join(", ");
         return Err(AuditError::Unknown(format!("no archive of stream {unknown}; there are {names}")));
     }

@@ -1,6 +1,6 @@
 //! `viewledger seal`: signs what the archive is now, and copies seals for others to keep.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -77,7 +77,7 @@ fn show(seal: &Seal) {
     }
 }
 
-async fn copy(storage: &Storage, dir: &PathBuf) -> Result<(), AuditError> {
+async fn copy(storage: &Storage, dir: &Path) -> Result<(), AuditError> {
     let Exported { written, kept } = export(storage, dir).await?;
     println!("{}: {written} seals copied, {kept} were there", dir.display());
     Ok(())

@@ -105,7 +105,7 @@ impl PointQuery {
             return Ok(None);
         }
         // Compared values then have the types of the columns they are compared with.
-        let plan = state.analyzer().execute_and_check(plan.clone(), &state.config_options(), |_, _| {})?;
+        let plan = state.analyzer().execute_and_check(plan.clone(), state.config_options(), |_, _| {})?;
         let Some(Form { nodes, of }) = form_of(&plan) else { return Ok(None) };
         let Some(merger) = points.merger(&of).await? else { return Ok(None) };
         let mut keys = None;

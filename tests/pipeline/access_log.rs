@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
-use crate::server::{Ask, rows};
+use crate::server::rows;
 use crate::world::{World, clicks, eventually};
 
 const ROLES: &str = "\
@@ -26,14 +26,6 @@ async fn world() -> World {
     world
 }
 
-async fn connect_as(ask: &Ask, user: &str) -> Result<Client, tokio_postgres::Error> {
-    let config =
-        format!("host=127.0.0.1 port={} dbname=viewledger user={user} application_name=tests", ask.at.pg.port());
-    let (client, connection) = tokio_postgres::connect(&config, NoTls).await?;
-    tokio::spawn(connection);
-    Ok(client)
-}
-
 /// Asks until the log answers this.
 async fn until(auditor: &Client, sql: &str, expected: &[&str]) {
     eventually(&format!("{sql} answers {expected:?}"), async || match rows(auditor, sql).await {
@@ -50,9 +42,9 @@ async fn the_log_tells_who_came_and_who_did_what_and_outlives_the_process() {
     world.kafka.write(clicks("a", 0, 6));
     server.until_passed(6).await;
     let (analyst, billing) =
-        (connect_as(&server, "analyst").await.unwrap(), connect_as(&server, "billing").await.unwrap());
-    let auditor = connect_as(&server, "auditor").await.unwrap();
-    assert!(connect_as(&server, "stranger").await.is_err());
+        (server.connect_as("analyst").await.unwrap(), server.connect_as("billing").await.unwrap());
+    let auditor = server.connect_as("auditor").await.unwrap();
+    assert!(server.connect_as("stranger").await.is_err());
     rows(&analyst, "SELECT page FROM pages WHERE page <> 'log'").await.unwrap();
     analyst.query("SELECT total FROM pages WHERE page = $1", &[&"a"]).await.unwrap();
     assert!(rows(&analyst, "INSERT INTO rates VALUES ('log', 1)").await.is_err());
@@ -90,7 +82,7 @@ async fn the_log_tells_who_came_and_who_did_what_and_outlives_the_process() {
     drop((analyst, billing));
     server.stop().await;
     let server = world.serve().await;
-    let auditor = connect_as(&server, "auditor").await.unwrap();
+    let auditor = server.connect_as("auditor").await.unwrap();
     until(&auditor, told, &expected).await;
     let went = "SELECT count(*) > 0 FROM audit.access_log WHERE event = 'disconnected' AND role = 'billing'";
     until(&auditor, went, &["t"]).await;
@@ -106,13 +98,13 @@ async fn operators_find_a_connection_and_overload_is_told_at_once() {
     world.set("VIEWLEDGER_QUERY_WAITING_TIMEOUT", "200ms");
     let server = world.serve().await;
     let (first, second) =
-        (connect_as(&server, "analyst").await.unwrap(), connect_as(&server, "analyst").await.unwrap());
-    let refused = connect_as(&server, "analyst").await.err().unwrap();
+        (server.connect_as("analyst").await.unwrap(), server.connect_as("analyst").await.unwrap());
+    let refused = server.connect_as("analyst").await.err().unwrap();
     let told = refused.as_db_error().unwrap();
     assert_eq!(told.code().code(), "53300");
     assert!(told.message().contains("pg_use_reserved_connections"), "{told}");
-    let operator = connect_as(&server, "operator").await.unwrap();
-    assert_eq!(connect_as(&server, "operator").await.err().unwrap().code().unwrap().code(), "53300");
+    let operator = server.connect_as("operator").await.unwrap();
+    assert_eq!(server.connect_as("operator").await.err().unwrap().code().unwrap().code(), "53300");
 
     // A cursor that is not read to its end is a query that runs.
     first.batch_execute("BEGIN; DECLARE c CURSOR FOR SELECT * FROM generate_series(1, 100000000)").await.unwrap();

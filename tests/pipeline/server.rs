@@ -76,9 +76,13 @@ impl Drop for Server {
 
 impl Ask {
     pub async fn connect(&self) -> Result<Client, String> {
+        self.connect_as("analyst").await.map_err(|error| format!("{error:?}"))
+    }
+
+    pub async fn connect_as(&self, user: &str) -> Result<Client, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
-        config.host("127.0.0.1").port(self.at.pg.port()).user("analyst").dbname("viewledger");
-        let (client, connection) = config.connect(NoTls).await.map_err(|error| format!("{error:?}"))?;
+        config.host("127.0.0.1").port(self.at.pg.port()).user(user).dbname("viewledger").application_name("tests");
+        let (client, connection) = config.connect(NoTls).await?;
         tokio::spawn(connection);
         Ok(client)
     }

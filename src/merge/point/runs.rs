@@ -31,11 +31,15 @@ pub struct Points {
     /// Where runs are read.
     tasks: Handle,
     bytes_max: usize,
-    mergers: Mutex<BTreeMap<String, (Weak<LambdaView>, Option<Arc<Merger>>)>>,
+    /// By instance; none where the view cannot be read by key.
+    mergers: Mutex<BTreeMap<String, MergerOf>>,
     views: RwLock<BTreeMap<String, Arc<View>>>,
     /// Instances whose runs are being read.
     reading: Mutex<BTreeSet<String>>,
 }
+
+/// What was made for this definition of a view.
+type MergerOf = (Weak<LambdaView>, Option<Arc<Merger>>);
 
 /// The runs of one view, by the names of their files.
 #[derive(Debug, Default)]

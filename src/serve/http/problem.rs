@@ -18,7 +18,8 @@ pub(super) struct Problem {
     status: StatusCode,
     /// Methods that the route takes.
     allow: Option<&'static str>,
-    document: Document,
+    /// Apart, because it is large and most answers are none of it.
+    document: Box<Document>,
 }
 
 /// The members of a problem document, in the order in which they are written.
@@ -56,7 +57,7 @@ impl Problem {
             position: None,
             parameter: None,
         };
-        Self { status, allow: None, document }
+        Self { status, allow: None, document: Box::new(document) }
     }
 
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {

@@ -16,7 +16,9 @@ const BYTES_MAX: usize = 8192;
 
 /// By default schema and text. Only lookups by key: their plans outlive snapshots, and say when they are outdated.
 #[derive(Debug, Default)]
-pub(super) struct Known(RwLock<HashMap<String, HashMap<Arc<str>, Arc<Prepared>>>>);
+pub(super) struct Known(RwLock<HashMap<String, Texts>>);
+
+type Texts = HashMap<Arc<str>, Arc<Prepared>>;
 
 impl Known {
     pub(super) fn get(&self, schema: &str, sql: &str, pinned: &dyn CatalogProvider) -> Option<Arc<Prepared>> {
@@ -31,7 +33,7 @@ impl Known {
             return;
         }
         let mut known = self.0.write();
-        if known.values().map(HashMap::len).sum::<usize>() >= TEXTS_MAX {
+        if known.values().map(Texts::len).sum::<usize>() >= TEXTS_MAX {
             known.clear();
         }
         known.entry(schema.to_owned()).or_default().insert(sql.into(), Arc::clone(prepared));
