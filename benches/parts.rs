@@ -127,7 +127,7 @@ fn parts(criterion: &mut Criterion) {
                 let batch = decoded(&bench, &mut records);
                 let states = bench.runtime.block_on(fold::states(&engine, view, &batch)).unwrap();
                 rows += states.num_rows();
-                Run { first: Epoch(1), last: Epoch(1), states: Arc::new(states) }
+                Run::new(Epoch(1), Epoch(1), states)
             })
             .collect();
         let combine = Combine { view: view.name().to_owned(), runs };

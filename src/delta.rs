@@ -62,7 +62,7 @@ pub struct Run {
 }
 
 impl Run {
-    fn new(first: Epoch, last: Epoch, states: RecordBatch) -> Self {
+    pub fn new(first: Epoch, last: Epoch, states: RecordBatch) -> Self {
         Self { first, last, states: Arc::new(states), keys: Arc::default() }
     }
 

@@ -121,17 +121,17 @@ async fn the_log_is_read_while_it_grows() {
     let reading = storage.clone();
     let reader = tokio::spawn(async move {
         let (mut newest, mut reads) = (0, 0);
-        while newest < 300 {
+        while newest < 100 {
             let found = Archive::peek(&reading, STREAM).await.unwrap().unwrap();
             assert!(found.epoch.0 >= newest, "epoch {} after {newest}", found.epoch);
             (newest, reads) = (found.epoch.0, reads + 1);
         }
         reads
     });
-    for _ in 0..300 {
+    for _ in 0..100 {
         archive.commit(&epoch_on(&archive)).await.unwrap();
     }
-    assert!(reader.await.unwrap() > 10, "it was not read while it grew");
+    assert!(reader.await.unwrap() > 3, "it was not read while it grew");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -491,30 +491,16 @@ async fn entries_of_other_programs_are_stepped_over_or_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_commit_stays_cheap() {
-    let dir = tempfile::tempdir().unwrap();
-    let storage = Storage::open(dir.path().to_str().unwrap(), std::iter::empty()).unwrap();
+async fn an_entry_does_not_grow_with_the_log() {
+    let storage = memory();
     let mut archive = open(&storage).await;
-    let mut times = Vec::new();
+    let mut bytes = Vec::new();
     for _ in 0..310 {
-        let epoch = epoch_on(&archive);
-        let begun = std::time::Instant::now();
-        archive.commit(&epoch).await.unwrap();
-        times.push(begun.elapsed());
+        let version = archive.commit(&epoch_on(&archive)).await.unwrap().version;
+        let entry = storage.read(&archive.paths.log_entry(version)).await.unwrap().unwrap();
+        bytes.push(entry.len());
     }
     archive.settle().await;
-    let median = |times: &[std::time::Duration]| {
-        let mut times = times.to_vec();
-        times.sort();
-        times[times.len() / 2]
-    };
-    let (early, late) = (median(&times[..50]), median(&times[260..]));
-    let begun = std::time::Instant::now();
-    open(&storage).await;
-    println!(
-        "commit: first 50 {early:?}, last 50 {late:?}, worst {:?}; open {:?}",
-        times.iter().max(),
-        begun.elapsed()
-    );
-    assert!(late < early * 4 + std::time::Duration::from_millis(20), "{early:?} grew to {late:?}");
+    let (early, late) = (bytes[..50].iter().max().unwrap(), bytes[260..].iter().max().unwrap());
+    assert!(late * 10 < early * 11, "{early} bytes grew to {late}");
 }
