@@ -3,12 +3,12 @@
 //! Planning and execution happen on the query runtime; the adapter's threads only move bytes. A statement
 //! pins one snapshot when it is planned and holds it until its last row; inside a transaction all share one.
 
+mod by_key;
 pub mod copy;
 pub mod cursor;
 mod dialect;
 pub mod functions;
 mod guard;
-mod known;
 mod log;
 mod names;
 mod policy;
@@ -21,9 +21,8 @@ pub mod write;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
-use datafusion::arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchOptions, StringArray};
+use datafusion::arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
 use datafusion::catalog::CatalogProvider;
@@ -34,11 +33,10 @@ use datafusion::prelude::SessionContext;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use self::by_key::{Known, same_types};
 use self::copy::Copy;
 use self::cursor::{Cursor, CursorStatement};
 use self::functions::{Identity, Relation};
-use self::known::Known;
-use self::policy::Rights;
 use self::run::Work;
 pub use self::run::{Encode, Planned, ROWS_PER_PIECE, Rows, Stop};
 use self::settings::{AS_OF, READ_ONLY};
@@ -271,17 +269,6 @@ impl Session {
         matches!(self.transaction, Transaction::Open(_))
     }
 
-    /// What was prepared of this text before, by anybody, and would be prepared again.
-    pub fn known(&mut self, sql: &str) -> Option<Arc<Prepared>> {
-        let pinned = self.pin().ok()?;
-        self.service.known.get(&self.settings.default_schema(), sql, pinned.as_ref())
-    }
-
-    /// Keeps what was prepared of a text, where it serves others.
-    pub fn keep(&self, sql: &str, prepared: &Arc<Prepared>) {
-        self.service.known.keep(&self.settings.default_schema(), sql, prepared);
-    }
-
     /// Finds the types of a statement's parameters and results.
     pub async fn prepare(&mut self, statement: Statement) -> Result<Prepared, QueryError> {
         let entry = self.entry(statement.text(), Weight::Passing);
@@ -328,40 +315,6 @@ impl Session {
             _ => (None, Vec::new()),
         };
         Ok(Prepared { statement, schema, parameters, by_key })
-    }
-
-    /// How a planned query is answered by key; None when it is not for few keys of one view.
-    async fn by_key(&self, planned: Planned) -> Result<Option<Arc<PointQuery>>, QueryError> {
-        let database = Arc::clone(&self.service.database);
-        let work = async move { database.by_key(&planned.plan, &planned.state).await };
-        Work::start(&self.service.queries, work).finish().await
-    }
-
-    /// The answer by key, of the schema that was described; None when the general path is to give it.
-    fn look_up(
-        &mut self,
-        prepared: &Prepared,
-        parameters: Option<&ParamValues>,
-        entry: &mut Entry,
-    ) -> Result<Option<RecordBatch>, QueryError> {
-        let (Some(query), Some(schema)) = (&prepared.by_key, &prepared.schema) else { return Ok(None) };
-        if !same_types(query.schema(), schema) {
-            return Ok(None);
-        }
-        // The general path tells what is missing, and whether there is another right.
-        let (schema_name, table) = query.table();
-        let rights = Rights::of(self.service.database.as_ref(), &self.identity.user)?;
-        if rights.select(schema_name, table).is_err() {
-            return Ok(None);
-        }
-        let began = Instant::now();
-        let pinned = self.pin()?;
-        entry.reads(self.service.database.generation(pinned.as_ref()));
-        let Some(rows) = query.answer(pinned.as_ref(), parameters)? else { return Ok(None) };
-        self.service.metrics.by_key(began.elapsed());
-        let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
-        let rows = RecordBatch::try_new_with_options(Arc::clone(schema), rows.columns().to_vec(), &options);
-        rows.map(Some).map_err(|error| QueryError::internal(error.to_string()))
     }
 
     /// Runs a statement. The result of one that was `prepared` has the columns that were described then. `encode` makes
@@ -640,11 +593,6 @@ impl Session {
         let arrays = columns.into_iter().map(|values| Arc::new(StringArray::from(values)) as _).collect();
         RecordBatch::try_new(schema, arrays).map_err(|error| QueryError::internal(error.to_string()))
     }
-}
-
-fn same_types(one: &SchemaRef, other: &SchemaRef) -> bool {
-    let (one, other) = (one.fields(), other.fields());
-    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.data_type() == other.data_type())
 }
 
 fn tag(change: &ViewChange) -> &'static str {
