@@ -184,9 +184,13 @@ struct Entry {
 
 /// Names of the streams that have an archive.
 pub async fn streams(storage: &Storage) -> Result<Vec<String>, AuditError> {
-    let root = paths::archives();
-    let listed = storage.store().list_with_delimiter(Some(&root)).await;
-    let listed = listed.map_err(|source| object_error("list", &root, source))?;
+    folders(storage, &paths::archives()).await
+}
+
+/// Names of the folders in `root`, ascending.
+pub(super) async fn folders(storage: &Storage, root: &Path) -> Result<Vec<String>, AuditError> {
+    let listed = storage.store().list_with_delimiter(Some(root)).await;
+    let listed = listed.map_err(|source| object_error("list", root, source))?;
     let mut names: Vec<String> =
         listed.common_prefixes.iter().filter_map(|path| Some(path.filename()?.to_owned())).collect();
     names.sort();

@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use super::epochs::EpochLeaf;
 use super::key::{PublicKey, SigningKey};
+use super::log::folders;
 use super::merkle::{NodeHash, Peaks, TreeHead};
 use super::{AuditError, Divergence, Place};
 use crate::position::StreamFrontier;
@@ -259,11 +260,5 @@ pub async fn manifest_numbers(storage: &Storage, dir: &Path) -> Result<Vec<u64>,
 
 /// Names of the reference tables that have versions.
 pub async fn tables(storage: &Storage) -> Result<Vec<String>, AuditError> {
-    let root = paths::tables();
-    let listed = storage.store().list_with_delimiter(Some(&root)).await;
-    let listed = listed.map_err(|source| object_error("list", &root, source))?;
-    let mut names: Vec<String> =
-        listed.common_prefixes.iter().filter_map(|path| Some(path.filename()?.to_owned())).collect();
-    names.sort();
-    Ok(names)
+    folders(storage, &paths::tables()).await
 }

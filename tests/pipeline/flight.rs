@@ -62,21 +62,10 @@ fn refused<T>(result: Result<T, FlightError>) -> String {
     result.err().expect("it should be refused").to_string()
 }
 
-async fn filled(world: &World) -> crate::server::Server {
-    let server = world.serve().await;
-    world.kafka.write(clicks("a", 0, 6));
-    server.until_passed(6).await;
-    server.until_archived().await;
-    server.refresh().await;
-    world.kafka.write(clicks("b", 1, 3));
-    server.until_passed(9).await;
-    server
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn statements_are_answered_as_over_postgres_wire() {
     let world = World::new(2).await;
-    let server = filled(&world).await;
+    let server = world.serve_filled().await;
     let mut client = connect(&server).await;
     for sql in [
         "SELECT page, total, spent FROM pages ORDER BY page",
@@ -126,7 +115,7 @@ async fn statements_are_answered_as_over_postgres_wire() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handshake_begins_a_session_and_a_transaction_holds_a_snapshot() {
     let world = World::new(2).await;
-    let server = filled(&world).await;
+    let server = world.serve_filled().await;
     let mut client = connect(&server).await;
     client.handshake("ana", "secret").await.unwrap();
     assert_eq!(rows(&mut client, "SELECT session_user").await, ["ana"]);
@@ -169,7 +158,7 @@ async fn a_handshake_begins_a_session_and_a_transaction_holds_a_snapshot() {
 async fn prepared_statements_take_parameters_and_updates_tell_how_many() {
     let world = World::new(2).await;
     world.write_sql("tables/names.sql", "CREATE TABLE names (page TEXT PRIMARY KEY, rank BIGINT);");
-    let server = filled(&world).await;
+    let server = world.serve_filled().await;
     let mut client = connect(&server).await;
     let sql = "SELECT total FROM pages WHERE page = $1 AND total > $2";
     let mut prepared = client.prepare(sql.into(), None).await.unwrap();
@@ -212,7 +201,7 @@ async fn prepared_statements_take_parameters_and_updates_tell_how_many() {
 async fn metadata_describes_what_there_is() {
     let world = World::new(2).await;
     world.write_sql("tables/names.sql", "CREATE TABLE names (page TEXT, rank BIGINT, PRIMARY KEY (rank, page));");
-    let server = filled(&world).await;
+    let server = world.serve_filled().await;
     let mut client = connect(&server).await;
     let info = client.get_catalogs().await.unwrap();
     assert_eq!(texts(&fetch(&mut client, info).await.unwrap()), ["viewledger"]);
@@ -260,7 +249,7 @@ async fn metadata_describes_what_there_is() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_running_result_is_cancelled_and_a_large_one_is_whole() {
     let world = World::new(2).await;
-    let server = filled(&world).await;
+    let server = world.serve_filled().await;
     let mut client = connect(&server).await;
     // Far too many rows to be made: 10^12.
     let endless = "SELECT count(*) FROM generate_series(1, 1000000) a, generate_series(1, 1000000) b";

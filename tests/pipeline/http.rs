@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use arrow::array::{ArrayRef, AsArray, RecordBatch};
@@ -238,17 +238,6 @@ impl Ask {
     }
 }
 
-async fn filled(world: &World) -> Server {
-    let server = world.serve().await;
-    world.kafka.write(clicks("a", 0, 6));
-    server.until_passed(6).await;
-    server.until_archived().await;
-    server.refresh().await;
-    world.kafka.write(clicks("b", 1, 3));
-    server.until_passed(9).await;
-    server
-}
-
 /// Waits until the snapshot stands still.
 async fn until_quiet(server: &Server, path: &str) {
     server.until_archived().await;
@@ -264,7 +253,7 @@ async fn until_quiet(server: &Server, path: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_format_says_what_postgres_wire_says() {
     let world = World::new(2).await;
-    let server = filled(&world).await;
+    let server = world.serve_filled().await;
     for sql in [
         "SELECT page, total, spent FROM pages ORDER BY page",
         "SELECT id, who, ms, _partition, _offset FROM raw.clicks ORDER BY id",
@@ -326,7 +315,7 @@ async fn every_format_says_what_postgres_wire_says() {
 async fn statements_take_parameters_and_change_what_a_session_may() {
     let world = World::new(2).await;
     world.write_sql("tables/names.sql", "CREATE TABLE names (page TEXT PRIMARY KEY, rank BIGINT);");
-    let server = filled(&world).await;
+    let server = world.serve_filled().await;
     let asked =
         json!({ "sql": "SELECT page, total FROM pages WHERE page = $1 AND total >= $2", "parameters": ["a", 1] });
     assert_eq!(server.order(asked).await.rows(), ["a|3"]);
@@ -360,7 +349,7 @@ async fn statements_take_parameters_and_change_what_a_session_may() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_wrong_is_told_as_a_problem() {
     let world = World::new(2).await;
-    let server = filled(&world).await;
+    let server = world.serve_filled().await;
     for (sql, code, state) in [
         ("SELEC 1", 400, "42601"),
         ("SELECT nothing FROM pages", 400, "42703"),
@@ -463,7 +452,7 @@ async fn endpoints_answer_by_their_declared_types() {
     let world = World::new(2).await;
     world.write_sql("api/page.sql", PAGE);
     world.write_sql("api/pages.sql", PAGES);
-    let server = filled(&world).await;
+    let server = world.serve_filled().await;
     let page = server.fetch("/pages/a/clicks", &[]).await;
     let body = page.json();
     assert_eq!(
@@ -517,7 +506,7 @@ async fn a_tag_stands_for_the_answer_of_its_snapshot() {
     world.write_sql("api/pages.sql", PAGES);
     let now = "-- GET /now\n-- about: The time.\n-- returns: row\nSELECT now() AS now, count(*) AS clicks FROM raw.clicks";
     world.write_sql("api/now.sql", now);
-    let server = filled(&world).await;
+    let server = world.serve_filled().await;
     until_quiet(&server, "/pages").await;
     for path in ["/pages/a/clicks", "/pages", "/pages?format=parquet", "/pages?format=arrow&limit=1"] {
         let first = server.fetch(path, &[]).await;
@@ -633,8 +622,8 @@ fn view(n: usize) -> (i32, Option<Vec<u8>>) {
 }
 
 /// Asks until it is told to end: batch and speed are the total, in every answer, and no answer is less than the one before.
-async fn watch(ask: Ask, ends: Arc<AtomicBool>) -> usize {
-    let (mut least, mut asked) = (0, 0);
+async fn watch(ask: Ask, ends: Arc<AtomicBool>, asked: Arc<AtomicUsize>) {
+    let mut least = 0;
     while !ends.load(Ordering::Relaxed) {
         let answer = ask.fetch("/videos/v0/views", &[]).await;
         if answer.code == 404 && least == 0 {
@@ -645,9 +634,9 @@ async fn watch(ask: Ask, ends: Arc<AtomicBool>) -> usize {
         let total = number("total_views");
         assert_eq!(number("batch_views") + number("realtime_views"), total, "{body}");
         assert!(total >= least, "the count went back from {least}: {body}");
-        (least, asked) = (total, asked + 1);
+        least = total;
+        asked.fetch_add(1, Ordering::Relaxed);
     }
-    asked
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -659,18 +648,29 @@ async fn the_shipped_endpoints_add_up_while_records_come() {
         world.kafka.create_topic(topic, 1).await;
     }
     let server = world.serve().await;
-    let ends = Arc::new(AtomicBool::new(false));
-    let watching = tokio::spawn(watch(*server, Arc::clone(&ends)));
+    let (ends, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let watching = tokio::spawn(watch(*server, Arc::clone(&ends), Arc::clone(&asked)));
     for round in 0..4 {
         world.kafka.write_to("video-views", (round * 300..(round + 1) * 300).map(view));
         server.until("SELECT sum(total_views) FROM video_views", &[((round + 1) * 300).to_string()]).await;
+        // A refresh takes what the archive holds.
+        server.until("SELECT count(*) FROM raw.video_views WHERE _file IS NULL", &["0"]).await;
         if round < 3 {
             let operator = server.connect_as("operator").await.unwrap();
             operator.batch_execute("REFRESH MATERIALIZED VIEW video_views").await.unwrap();
         }
+        // It has to have been asked in each round, however fast the round was.
+        let enough = 3 * (round + 1);
+        eventually("the endpoint is watched", async || match asked.load(Ordering::Relaxed) {
+            times if times >= enough => Ok(()),
+            times if watching.is_finished() => panic!("the watch ended after {times} answers"),
+            times => Err(format!("{times} answers")),
+        })
+        .await;
     }
     ends.store(true, Ordering::Relaxed);
-    assert!(watching.await.unwrap() > 10);
+    watching.await.unwrap();
+    assert!(asked.load(Ordering::Relaxed) > 10);
 
     let views = server.fetch("/videos/v1/views", &[]).await.json();
     assert_eq!((&views["total_views"], &views["realtime_views"]), (&json!(400), &json!(100)), "{views}");

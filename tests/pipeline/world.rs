@@ -151,6 +151,18 @@ impl World {
         Config::load(None, settings).unwrap()
     }
 
+    /// With six records in a generation, and three more in the delta.
+    pub async fn serve_filled(&self) -> Server {
+        let server = self.serve().await;
+        self.kafka.write(clicks("a", 0, 6));
+        server.until_passed(6).await;
+        server.until_archived().await;
+        server.refresh().await;
+        self.kafka.write(clicks("b", 1, 3));
+        server.until_passed(9).await;
+        server
+    }
+
     /// The server inside this process; it must start.
     pub async fn serve(&self) -> Server {
         self.try_serve().await.unwrap_or_else(|error| panic!("the server does not start: {error:#}"))

@@ -9,7 +9,9 @@ use std::sync::{Arc, Weak};
 
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::compute::concat_batches;
+use datafusion::datasource::provider_as_source;
 use datafusion::error::Result;
+use datafusion::logical_expr::LogicalPlanBuilder;
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 
@@ -198,11 +200,7 @@ impl Points {
                 continue;
             }
             let table = Arc::new(ViewStates::of(vec![run.clone()]).table(Arc::clone(&schema)));
-            let plan = datafusion::logical_expr::LogicalPlanBuilder::scan(
-                "states",
-                datafusion::datasource::provider_as_source(table),
-                None,
-            )?;
+            let plan = LogicalPlanBuilder::scan("states", provider_as_source(table), None)?;
             let batches = self.engine.collect(plan.build()?, 1).await?;
             let states = Arc::new(concat_batches(&schema, &batches)?);
             drop(batches);
