@@ -302,10 +302,10 @@ impl Core {
         let refresher = Refresher::new(means, legacy);
         let latest = refresher.latest().await?;
         let names = with_history(&engine, &declared, &latest.versions, clock.now()).await?;
-        let (logs, tables) = tables::open(&storage, &declared, config.tables.bytes_max, &clock)
+        let (log, tables) = tables::open(&storage, &declared, config.tables.bytes_max, &clock)
             .await
             .context("cannot read a table")?;
-        let names = bindings::as_made(&names, &latest, &logs, &tables).await.context("cannot read a table")?;
+        let names = bindings::as_made(&names, &latest, &log, &tables).await.context("cannot read a table")?;
         let (generation, names) = refresher.begin(latest, names, tables.versions(), &snapshots).await?;
 
         let mut streams = BTreeMap::new();
@@ -336,7 +336,7 @@ impl Core {
         let first = Snapshot { generation, names, tables: Arc::new(tables), streams, moment };
         let cell = Arc::new(SnapshotCell::new(first, Arc::clone(&clock)));
         let references =
-            References { logs, cell: Arc::clone(&cell), health: health.clone(), shutdown: shutdown.clone() };
+            References { log, cell: Arc::clone(&cell), health: health.clone(), shutdown: shutdown.clone() };
         let definitions = Definitions {
             engine: Arc::clone(&engine),
             declared: ArcSwap::new(Arc::clone(&declared)),

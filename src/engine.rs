@@ -45,8 +45,7 @@ pub mod unbound;
 /// Name of the catalog that every session has; Postgres clients see it as the database.
 pub const CATALOG: &str = "viewledger";
 
-/// Schema of the merged views, where an unqualified table name is looked up.
-pub const DEFAULT_SCHEMA: &str = "public";
+pub use crate::catalog::DEFAULT_SCHEMA;
 
 /// How many memory consumers an out-of-memory error names.
 const TOP_CONSUMERS: NonZeroUsize = NonZeroUsize::new(5).expect("5 is not zero");

@@ -26,11 +26,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, TableFunctionImpl};
 use datafusion::execution::SessionState;
+use datafusion::common::DataFusionError;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
 use tokio::net::TcpListener;
 
 use self::auth::Exposure;
+use crate::catalog::function::Functions;
 use crate::catalog::role::Roles;
 use crate::merge::endpoints::PlannedEndpoint;
 use crate::merge::point::PointQuery;
@@ -70,6 +72,11 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
         None
     }
 
+    /// Functions that stand for queries, in a catalog that was pinned here.
+    fn functions(&self, _pinned: &dyn CatalogProvider) -> Arc<Functions> {
+        Arc::default()
+    }
+
     /// A name that only the snapshot of a catalog that was pinned here has, in this process and any other.
     fn identity(&self, _pinned: &dyn CatalogProvider) -> Option<String> {
         None
@@ -107,9 +114,13 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
         Err(WriteError::Unknown(table.to_owned()))
     }
 
-    /// Waits until nobody else changes `table`.
-    async fn change_table(&self, table: &str, _rows: ChangedRows) -> Result<Box<dyn TableTurn>, WriteError> {
-        Err(WriteError::Unknown(table.to_owned()))
+    /// Begins changes of reference tables over a catalog that was pinned here; without one, over the present, and then
+    /// nobody else changes a table until they are committed or dropped.
+    async fn change_tables(
+        &self,
+        _pinned: Option<Arc<dyn CatalogProvider>>,
+    ) -> Result<Box<dyn TableChanges>, WriteError> {
+        Err(WriteError::Ended)
     }
 
     /// Functions that give tables, over a catalog that was pinned here, by name. The first argument of each is the name of
@@ -131,22 +142,27 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
 }
 
 /// The right to change one reference table once; nobody else changes it until this is dropped.
+/// Changes of reference tables that were begun: seen by nobody else before they are committed, and dropped without a trace.
 #[async_trait]
-pub trait TableTurn: Send {
-    /// What the change is computed from.
+pub trait TableChanges: Send + Sync + std::fmt::Debug {
+    /// What a statement that comes after them reads.
     fn pinned(&self) -> Arc<dyn CatalogProvider>;
 
-    /// Bytes that the table may have.
+    /// The same, for a statement that changes `table`.
+    fn pinned_for(&self, table: &str, rows: ChangedRows) -> Result<Arc<dyn CatalogProvider>, WriteError>;
+
+    /// Bytes that one table may have.
     fn bytes_max(&self) -> usize;
 
-    /// Makes the change, whether anybody waits for it or not; it is in everything that is pinned afterwards. Returns how
-    /// many rows it touched.
-    async fn commit(
-        self: Box<Self>,
-        change: Change,
-        statement: &'static str,
-        user: &str,
-    ) -> Result<u64, WriteError>;
+    /// Makes one more change; returns how many rows it touched. After an error they are as they were.
+    async fn apply(&mut self, table: &str, change: Change, statement: &'static str) -> Result<u64, WriteError>;
+
+    /// The ordinary views, by name, that must have no rows before what was changed can be committed.
+    fn enforced(&self) -> Result<Vec<String>, DataFusionError>;
+
+    /// Commits all of them in one step, whether anybody waits for it or not; they are in everything that is pinned
+    /// afterwards.
+    async fn commit(self: Box<Self>, user: &str) -> Result<(), WriteError>;
 }
 
 /// Which rows of a reference table a statement is about.

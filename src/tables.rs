@@ -1,8 +1,8 @@
 //! Reference tables: small tables that people keep by hand, each an immutable value in memory.
 //!
-//! A change makes the next *version* of a table: its file, then a numbered manifest by one conditional create, then one
-//! swap in memory. Whoever holds [`Tables`] sees one version of each throughout. Files and manifests of old versions
-//! stay: they are evidence of what was known when.
+//! A [`transaction::Transaction`] makes the next *version* of each table that it changes: their files, then one numbered
+//! commit by one conditional create, then one swap in memory. Whoever holds [`Tables`] sees one version of each
+//! throughout. Files and commits of old versions stay: they are evidence of what was known when.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use crate::storage::StorageError;
 pub mod change;
 pub mod log;
 mod rules;
+pub mod transaction;
 
 /// A table as it is declared, with its checks ready to run.
 #[derive(Debug)]
@@ -27,14 +28,14 @@ pub struct TableRules {
     pub checks: Vec<CompiledCheck>,
 }
 
-/// One version of a table, as its manifest tells of it.
+/// One version of a table, as commits tell of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Version {
-    /// 1, 2, 3, ...; 0 is the table before its first change, of which there is no manifest.
+    /// That of the commit that made it: 1, 2, 3, ... over all tables. 0 is a table before its first change.
     pub number: u64,
     pub changed_at: Micros,
     pub changed_by: String,
-    /// The kind of statement that made it, such as `INSERT`, and how many rows it touched.
+    /// The kinds of the statements that made it, such as `INSERT, UPDATE`, and how many rows they touched.
     pub change: String,
     pub changed_rows: u64,
     pub rows: u64,
@@ -135,12 +136,16 @@ pub enum WriteError {
          in a stream"
     )]
     TooLarge { table: String, bytes: usize, max: usize },
-    #[error("version {version} of table {table} was made by another process; this one is fenced and must stop")]
-    Fenced { table: String, version: u64 },
-    #[error("table {table} was not changed: definitions were read again meanwhile, or the process ends; try again")]
-    Ended { table: String },
-    #[error("it is not known whether table {table} was changed: look before you try again")]
-    Undecided { table: String, source: Box<StorageError> },
+    #[error("UPDATE, DELETE, TRUNCATE and ON CONFLICT DO UPDATE are refused on table {0}: rows are only ever added to it")]
+    AppendOnly(String),
+    #[error("could not serialize access: table {table} was changed by another transaction since this one began")]
+    Conflict { table: String },
+    #[error("commit {number} of tables was made by another process; this one is fenced and must stop")]
+    Fenced { number: u64 },
+    #[error("nothing was changed: definitions were read again meanwhile, or the process ends; try again")]
+    Ended,
+    #[error("it is not known whether the change was committed: look before you try again")]
+    Undecided { source: Box<StorageError> },
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error("cannot compute the change of table {table}")]

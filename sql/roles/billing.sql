@@ -1,4 +1,7 @@
--- Keeps the tables that money depends on.
+-- Keeps the tables that money depends on, and closes periods.
 CREATE ROLE billing LOGIN;
 GRANT analyst TO billing;
-GRANT INSERT, UPDATE, DELETE ON country_rates, exclusions TO billing;
+GRANT INSERT, UPDATE, DELETE ON country_rates, exclusions, videos TO billing;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA billing TO billing;
+GRANT SELECT ON ALL TABLES IN SCHEMA quality TO billing;
+GRANT SELECT, INSERT, UPDATE, DELETE ON audit.verdicts TO billing;

@@ -87,7 +87,7 @@ pub fn like(names: Names, before: &Names, tables: &Tables) -> Result<Names, View
 pub async fn as_made(
     names: &Arc<Names>,
     generation: &Generation,
-    logs: &BTreeMap<String, Arc<TableLog>>,
+    log: &TableLog,
     tables: &Tables,
 ) -> Result<Arc<Names>> {
     if names.views.values().all(|input| input.view.tables().is_empty()) {
@@ -100,15 +100,15 @@ pub async fn as_made(
         let mut with = BTreeMap::new();
         for (table, newest) in newest(input, tables) {
             let older = made.and_then(|made| made.get(&table)).filter(|made| made.version != newest.table.version);
-            let rows = match (older, logs.get(&table)) {
-                (Some(older), Some(log)) => match log.at(older.version).await {
+            let rows = match older {
+                Some(older) => match log.at(&table, older.version).await {
                     Ok(rows) => {
                         Some(Bound { rows: TableRows { rows, digest: older.digest.clone() }, table: older.clone() })
                     }
                     Err(OpenError::Unfit(_)) => None,
                     Err(error) => return Err(error.into()),
                 },
-                _ => None,
+                None => None,
             };
             with.insert(table, rows.unwrap_or(newest));
         }

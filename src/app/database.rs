@@ -18,6 +18,8 @@ use super::refresh::Refresher;
 use super::tables::References;
 use crate::batch;
 use crate::batch::shelf::AsOf;
+use crate::catalog::function::Functions;
+use crate::catalog::qualified;
 use crate::catalog::role::Roles;
 use crate::engine::Engine;
 use crate::kafka::status::IntakeStatus;
@@ -30,7 +32,7 @@ use crate::merge::snapshot::SnapshotCell;
 use crate::merge::system::{self, Surroundings};
 use crate::runtime::Health;
 use crate::serve::{
-    Certificate, ChangedRows, Database, DefineError, Readiness, RefreshError, RefreshScope, ServeError, TableTurn,
+    Certificate, ChangedRows, Database, DefineError, Readiness, RefreshError, RefreshScope, ServeError, TableChanges,
     ViewChange,
 };
 use crate::tables::WriteError;
@@ -95,7 +97,7 @@ impl Open {
             history: core.refresher.history(),
             refreshes: core.refresher.refreshes(),
             census: Arc::clone(&core.census),
-            tables: core.references.logs.clone(),
+            tables: Some(Arc::clone(&core.references.log)),
             seals: Arc::clone(&core.seals),
         };
         Self {
@@ -112,13 +114,6 @@ impl Open {
 
     fn present(&self) -> PinnedCatalog {
         PinnedCatalog::new(self.cell.load(), Arc::clone(&self.around))
-    }
-
-    fn present_to_change(&self, table: &str, rows: ChangedRows) -> Arc<dyn CatalogProvider> {
-        match rows {
-            ChangedRows::New => Arc::new(self.present()),
-            ChangedRows::Present => Arc::new(self.present().numbering(table)),
-        }
     }
 }
 
@@ -159,6 +154,11 @@ impl Database for Merged {
                 None
             }
         }
+    }
+
+    fn functions(&self, pinned: &dyn CatalogProvider) -> Arc<Functions> {
+        let pinned: &dyn Any = pinned;
+        pinned.downcast_ref::<PinnedCatalog>().map(|pinned| Arc::clone(pinned.functions())).unwrap_or_default()
     }
 
     fn identity(&self, pinned: &dyn CatalogProvider) -> Option<String> {
@@ -218,15 +218,19 @@ impl Database for Merged {
 
     fn pin_to_change(&self, table: &str, rows: ChangedRows) -> Result<Arc<dyn CatalogProvider>, WriteError> {
         let open = self.open.load();
-        match open.references.logs.contains_key(table) {
-            true => Ok(open.present_to_change(table, rows)),
-            false => Err(open.references.unknown(table)),
-        }
+        open.references.pinned_for(&open.present(), table, rows)
     }
 
-    async fn change_table(&self, table: &str, rows: ChangedRows) -> Result<Box<dyn TableTurn>, WriteError> {
+    async fn change_tables(
+        &self,
+        pinned: Option<Arc<dyn CatalogProvider>>,
+    ) -> Result<Box<dyn TableChanges>, WriteError> {
         let open = self.open.load_full();
-        open.references.turn(table, || open.present_to_change(table, rows)).await
+        let pinned = pinned.and_then(|pinned| {
+            let pinned: &dyn Any = pinned.as_ref();
+            pinned.downcast_ref::<PinnedCatalog>().cloned()
+        });
+        open.references.begin(pinned, || open.present()).await
     }
 
     fn table_functions(&self, pinned: &dyn CatalogProvider) -> Vec<(String, Arc<dyn TableFunctionImpl>)> {
@@ -238,15 +242,17 @@ impl Database for Merged {
     fn comment(&self, schema: &str, table: &str) -> Option<String> {
         let open = self.open.load();
         let declared = open.definitions.declared.load();
+        let name = qualified(schema, table);
+        if let Some(table) = declared.catalog.tables.get(&name) {
+            return table.comment.clone();
+        }
+        if let Some(view) = declared.catalog.ordinary.get(&name) {
+            return view.comment.clone();
+        }
         match schema {
             "public" | "batch" | "speed" => {
-                let catalog = &declared.catalog;
-                let ordinary = || catalog.ordinary.get(table).filter(|_| schema == "public");
-                let reference = || catalog.tables.get(table).filter(|_| schema == "public");
                 let names = Arc::clone(&open.cell.load().names);
-                let kept = names.view(table).map(|(_, input)| input.declared.comment.clone());
-                kept.or_else(|| ordinary().map(|view| view.comment.clone()))
-                    .or_else(|| reference().map(|table| table.comment.clone()))?
+                names.view(table)?.1.declared.comment.clone()
             }
             "raw" | "quarantine" => declared.names.streams.get(table)?.comment.clone(),
             "system" => system::TABLES.iter().find(|(name, _)| *name == table).map(|(_, text)| (*text).to_owned()),
@@ -257,11 +263,12 @@ impl Database for Merged {
 
     fn primary_key(&self, schema: &str, table: &str) -> Vec<String> {
         let names = Arc::clone(&self.open.load().cell.load().names);
+        if let Some(table) = names.tables.get(&qualified(schema, table)) {
+            return table.key_names().into_iter().map(str::to_owned).collect();
+        }
         match schema {
             "public" | "batch" | "speed" => {
-                let reference = names.tables.get(table).filter(|_| schema == "public");
-                let keys = reference.map(|table| table.key_names().into_iter().map(str::to_owned).collect());
-                keys.or_else(|| names.view(table).map(|(_, input)| input.view.key_columns())).unwrap_or_default()
+                names.view(table).map(|(_, input)| input.view.key_columns()).unwrap_or_default()
             }
             "raw" => {
                 let key = names.streams.get(table).and_then(|stream| stream.columns.get(stream.key?));

@@ -10,7 +10,7 @@ use crate::catalog::ddl::{self, Definition};
 use crate::catalog::role::{GrantedOn, Roles};
 use crate::catalog::version::{self, Histories, History};
 use crate::catalog::view::View;
-use crate::catalog::{Catalog, Fault, loader};
+use crate::catalog::{Catalog, Fault, loader, schema_and_table};
 use crate::engine::Engine;
 use crate::engine::planner::Planner;
 use crate::merge::catalog::{self as merged, Names};
@@ -57,6 +57,8 @@ pub async fn plan(engine: &Engine, catalog: &Catalog, versions: Histories) -> Re
     // Over a view that has a fault nothing can be planned.
     if faults.is_empty() {
         names.ordinary = ordinary::plan_all(engine, &catalog.ordinary, &names).await?;
+        names.functions = Arc::new(catalog.functions.clone());
+        faults.extend(endpoints::function_faults(engine, &catalog.functions, &names).await);
         names.endpoints = endpoints::plan_all(engine, &catalog.endpoints, &names).await?;
     }
     if faults.is_empty() { Ok(names) } else { Err(faults) }
@@ -71,9 +73,9 @@ pub async fn grant_faults(roles: &Roles, names: &Names) -> Vec<Fault> {
         Ok(tables) => tables,
         Err(error) => return vec![loader::whole_catalog(&error)],
     };
-    let ordinary = names.ordinary.keys().map(|name| ("public", name.as_str()));
+    let ordinary = names.ordinary.keys().map(|name| schema_and_table(name));
     let tables: BTreeSet<(&str, &str)> =
-        tables.iter().map(|(schema, table, _)| (*schema, table.as_str())).chain(ordinary).collect();
+        tables.iter().map(|(schema, table, _)| (schema.as_str(), table.as_str())).chain(ordinary).collect();
     let schemas: BTreeSet<&str> = tables.iter().map(|(schema, _)| *schema).chain(SERVED_SCHEMAS).collect();
     let fault = |on: &GrantedOn| {
         let schema = on.schema.as_str();

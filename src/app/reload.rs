@@ -49,8 +49,12 @@ pub async fn follow_files(live: Live, merged: &Merged, process: &Shutdown) -> Fo
     };
     let same = |a: &Catalog, b: &Catalog| a.streams == b.streams && a.tables == b.tables;
     if same(&wanted.catalog, &before.catalog) {
-        let same =
-            |a: &Catalog, b: &Catalog| a.views == b.views && a.ordinary == b.ordinary && a.endpoints == b.endpoints;
+        let same = |a: &Catalog, b: &Catalog| {
+            a.views == b.views
+                && a.ordinary == b.ordinary
+                && a.functions == b.functions
+                && a.endpoints == b.endpoints
+        };
         if same(&wanted.catalog, &before.catalog) {
             // Roles alone: there is nothing to compute, and whoever asks next is held against them.
             live.core.definitions.declared.store(wanted);

@@ -1,4 +1,4 @@
-//! Reference tables of the process: opened with it, changed by sessions, one swap in the snapshot each.
+//! Reference tables of the process: opened with it, changed by sessions, one swap in the snapshot for each commit.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,16 +6,19 @@ use std::sync::Arc;
 use anyhow::Result;
 use async_trait::async_trait;
 use datafusion::catalog::CatalogProvider;
+use datafusion::common::DataFusionError;
 
 use super::Declared;
 use crate::catalog::Fault;
+use crate::merge::catalog::PinnedCatalog;
 use crate::merge::snapshot::SnapshotCell;
 use crate::runtime::{Clock, Health, Shutdown, SystemClock, spawn};
-use crate::serve::TableTurn;
+use crate::serve::{ChangedRows, TableChanges};
 use crate::storage::Storage;
 use crate::tables::change::Change;
 use crate::tables::log::{OpenError, TableLog, Turn};
-use crate::tables::{Contents, Tables, WriteError};
+use crate::tables::transaction::Transaction;
+use crate::tables::{Tables, WriteError};
 
 /// What has to fit nothing.
 const UNBOUNDED: usize = usize::MAX;
@@ -26,21 +29,16 @@ pub async fn open(
     declared: &Declared,
     bytes_max: usize,
     clock: &Arc<dyn Clock>,
-) -> Result<(BTreeMap<String, Arc<TableLog>>, Tables), OpenError> {
-    let (mut logs, mut tables) = (BTreeMap::new(), Tables::default());
-    for (name, rules) in &declared.tables {
-        let (log, contents) = TableLog::open(storage, Arc::clone(rules), bytes_max, Arc::clone(clock)).await?;
-        logs.insert(name.clone(), log);
-        tables = tables.with(contents);
-    }
-    Ok((logs, tables))
+) -> Result<(Arc<TableLog>, Tables), OpenError> {
+    TableLog::open(storage, &declared.tables, bytes_max, Arc::clone(clock)).await
 }
 
 /// Where what is stored of a table does not fit what is declared. Changes nothing.
 pub async fn faults(storage: &Storage, declared: &Declared) -> Result<Vec<Fault>, OpenError> {
     let mut faults = Vec::new();
-    for rules in declared.tables.values() {
-        match TableLog::open(storage, Arc::clone(rules), UNBOUNDED, Arc::new(SystemClock)).await {
+    for (name, rules) in &declared.tables {
+        let one = BTreeMap::from([(name.clone(), Arc::clone(rules))]);
+        match TableLog::open(storage, &one, UNBOUNDED, Arc::new(SystemClock)).await {
             Ok(_) => {}
             Err(OpenError::Unfit(fault)) => faults.push(fault),
             Err(error) => return Err(error),
@@ -52,35 +50,51 @@ pub async fn faults(storage: &Storage, declared: &Declared) -> Result<Vec<Fault>
 /// The tables that sessions change.
 #[derive(Debug)]
 pub struct References {
-    pub logs: BTreeMap<String, Arc<TableLog>>,
+    pub log: Arc<TableLog>,
     pub cell: Arc<SnapshotCell>,
     pub health: Health,
     pub shutdown: Shutdown,
 }
 
 impl References {
-    /// Waits for the turn to change `table`; `pin` makes the catalog that the change is computed from.
-    pub async fn turn(
+    /// Begins changes. Those over what was pinned are held against what was committed since when they are committed; without
+    /// it nobody else changes a table meanwhile, and they begin over what `present` gives.
+    pub async fn begin(
         self: &Arc<Self>,
-        table: &str,
-        pin: impl FnOnce() -> Arc<dyn CatalogProvider>,
-    ) -> Result<Box<dyn TableTurn>, WriteError> {
-        let Some(log) = self.logs.get(table) else { return Err(self.unknown(table)) };
-        let turn = log.turn(|adopted| self.publish(adopted)).await.map_err(|error| self.told(error))?;
-        if self.shutdown.is_triggered() {
-            return Err(WriteError::Ended { table: table.to_owned() });
-        }
-        Ok(Box::new(OpenTurn { turn, pinned: pin(), references: Arc::clone(self) }))
+        pinned: Option<PinnedCatalog>,
+        present: impl FnOnce() -> PinnedCatalog,
+    ) -> Result<Box<dyn TableChanges>, WriteError> {
+        let (turn, pinned) = match pinned {
+            Some(pinned) => (None, pinned),
+            None => (Some(self.turn().await?), present()),
+        };
+        let transaction = Transaction::over(pinned.tables().clone(), self.log.bytes_max());
+        Ok(Box::new(Changes { references: Arc::clone(self), turn, transaction, pinned }))
     }
 
-    /// Waits for the changes that are being made. Nobody begins another one while the answer is held.
-    pub async fn pause(self: &Arc<Self>) -> Vec<Turn> {
-        let mut turns = Vec::new();
-        for log in self.logs.values() {
-            // Where it is not known what became of a change, whoever opens the table next finds out.
-            turns.extend(log.turn(|adopted| self.publish(adopted)).await);
+    async fn turn(&self) -> Result<Turn, WriteError> {
+        let turn = self.log.turn(|adopted| self.publish(adopted)).await.map_err(|error| self.told(error))?;
+        if self.shutdown.is_triggered() { Err(WriteError::Ended) } else { Ok(turn) }
+    }
+
+    /// Waits for the changes that are being committed. Nobody commits another one while the answer is held.
+    pub async fn pause(&self) -> Option<Turn> {
+        // Where it is not known what became of a change, whoever opens the tables next finds out.
+        self.log.turn(|adopted| self.publish(adopted)).await.ok()
+    }
+
+    /// The tables of `pinned` for planning a statement that changes `table`.
+    pub fn pinned_for(
+        &self,
+        pinned: &PinnedCatalog,
+        table: &str,
+        rows: ChangedRows,
+    ) -> Result<Arc<dyn CatalogProvider>, WriteError> {
+        match (self.log.has(table), rows) {
+            (false, _) => Err(self.unknown(table)),
+            (true, ChangedRows::New) => Ok(Arc::new(pinned.clone())),
+            (true, ChangedRows::Present) => Ok(Arc::new(pinned.clone().numbering(table))),
         }
-        turns
     }
 
     /// Why there is no reference table of this name.
@@ -92,8 +106,8 @@ impl References {
         }
     }
 
-    fn publish(&self, contents: &Arc<Contents>) {
-        self.cell.update(|snapshot| snapshot.tables = Arc::new(snapshot.tables.with(Arc::clone(contents))));
+    fn publish(&self, tables: &Tables) {
+        self.cell.update(|snapshot| snapshot.tables = Arc::new(tables.clone()));
     }
 
     /// Who was fenced must not go on.
@@ -106,40 +120,60 @@ impl References {
     }
 }
 
-struct OpenTurn {
-    turn: Turn,
-    pinned: Arc<dyn CatalogProvider>,
+/// Changes that were begun, over one pinned snapshot.
+#[derive(Debug)]
+struct Changes {
     references: Arc<References>,
+    /// Held from the beginning by a statement that is a transaction of its own.
+    turn: Option<Turn>,
+    transaction: Transaction,
+    pinned: PinnedCatalog,
 }
 
 #[async_trait]
-impl TableTurn for OpenTurn {
+impl TableChanges for Changes {
     fn pinned(&self) -> Arc<dyn CatalogProvider> {
-        Arc::clone(&self.pinned)
+        Arc::new(self.pinned.clone())
+    }
+
+    fn pinned_for(&self, table: &str, rows: ChangedRows) -> Result<Arc<dyn CatalogProvider>, WriteError> {
+        self.references.pinned_for(&self.pinned, table, rows)
     }
 
     fn bytes_max(&self) -> usize {
-        self.turn.bytes_max()
+        self.references.log.bytes_max()
     }
 
-    async fn commit(
-        self: Box<Self>,
-        change: Change,
-        statement: &'static str,
-        user: &str,
-    ) -> Result<u64, WriteError> {
-        let Self { turn, references, .. } = *self;
-        let table = turn.contents().rules.table.name.clone();
+    async fn apply(&mut self, table: &str, change: Change, statement: &'static str) -> Result<u64, WriteError> {
+        let touched = self.transaction.apply(table, change, statement).await?;
+        if touched > 0 {
+            self.pinned = self.pinned.with_tables(self.transaction.tables());
+        }
+        Ok(touched)
+    }
+
+    fn enforced(&self) -> Result<Vec<String>, DataFusionError> {
+        self.pinned.enforced_over(&self.transaction.changed().cloned().collect())
+    }
+
+    async fn commit(self: Box<Self>, user: &str) -> Result<(), WriteError> {
+        let Self { references, turn, transaction, pinned } = *self;
         let (tell, told) = tokio::sync::oneshot::channel();
-        let (user, health) = (user.to_owned(), references.health.clone());
+        let (user, health, asked) = (user.to_owned(), references.health.clone(), pinned.asked());
         // In a task of its own: a client that goes away must not leave a version that no reader was told of.
         let work = async move {
-            let made = turn.commit(change, statement, &user, |contents| references.publish(contents)).await;
-            let made = made.map_err(|error| references.told(error));
+            let commit = async {
+                let turn = match turn {
+                    Some(turn) => turn,
+                    None => references.turn().await?,
+                };
+                turn.commit(transaction, &asked, &user, |tables| references.publish(tables)).await
+            };
+            let made = commit.await.map_err(|error| references.told(error));
             // Nobody may be waiting any more.
             drop(tell.send(made));
         };
         drop(spawn("table change", &health, work));
-        told.await.unwrap_or(Err(WriteError::Panicked { table }))
+        told.await.unwrap_or(Err(WriteError::Ended))
     }
 }

@@ -17,7 +17,6 @@ use serde_json::Value;
 
 use super::epochs::EpochLeaf;
 use super::key::{PublicKey, SigningKey};
-use super::log::folders;
 use super::merkle::{NodeHash, Peaks, TreeHead};
 use super::{AuditError, Divergence, Place};
 use crate::position::StreamFrontier;
@@ -38,11 +37,11 @@ pub struct Statement {
     pub sealed_at: Micros,
     pub streams: BTreeMap<String, SealedStream>,
     /// By object name, the SHA-256 of manifests that are new since the seal before: of the newest generation, and of all
-    /// versions of reference tables.
+    /// commits of reference tables.
     pub manifests: BTreeMap<String, NodeHash>,
-    /// The newest generation, and by name the newest version of each reference table; 0 where there is none.
+    /// The newest generation, and the newest commit of reference tables; 0 where there is none.
     pub generation: u64,
-    pub tables: BTreeMap<String, u64>,
+    pub tables: u64,
 }
 
 /// A stream in a seal.
@@ -76,7 +75,7 @@ impl Statement {
             streams: BTreeMap::new(),
             manifests: BTreeMap::new(),
             generation: 0,
-            tables: BTreeMap::new(),
+            tables: 0,
         }
     }
 }
@@ -256,9 +255,4 @@ pub async fn manifest_numbers(storage: &Storage, dir: &Path) -> Result<Vec<u64>,
         listed.objects.iter().filter_map(|meta| paths::numbered_json(meta.location.filename()?)).collect();
     numbers.sort_unstable();
     Ok(numbers)
-}
-
-/// Names of the reference tables that have versions.
-pub async fn tables(storage: &Storage) -> Result<Vec<String>, AuditError> {
-    folders(storage, &paths::tables()).await
 }

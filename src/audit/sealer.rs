@@ -254,15 +254,12 @@ impl Sealer {
             next.manifests.insert(manifest.path.to_string(), manifest.sha256);
             next.generation = newest;
         }
-        for table in seal::tables(&self.storage).await? {
-            let dir = paths::table_versions(&table);
-            let sealed = last.tables.get(&table).copied().unwrap_or_default();
-            let numbers = seal::manifest_numbers(&self.storage, &dir).await?;
-            for number in numbers.into_iter().filter(|number| *number > sealed) {
-                let Some(manifest) = seal::manifest(&self.storage, &dir, number).await? else { continue };
-                next.manifests.insert(manifest.path.to_string(), manifest.sha256);
-                next.tables.insert(table.clone(), number);
-            }
+        let dir = paths::table_commits();
+        let numbers = seal::manifest_numbers(&self.storage, &dir).await?;
+        for number in numbers.into_iter().filter(|number| *number > last.tables) {
+            let Some(manifest) = seal::manifest(&self.storage, &dir, number).await? else { continue };
+            next.manifests.insert(manifest.path.to_string(), manifest.sha256);
+            next.tables = number;
         }
         Ok(())
     }

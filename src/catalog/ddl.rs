@@ -1,4 +1,4 @@
-//! Reads `CREATE STREAM`, `CREATE TABLE`, `CREATE MATERIALIZED VIEW` and `CREATE VIEW`.
+//! Reads `CREATE STREAM`, `CREATE TABLE`, `CREATE MATERIALIZED VIEW`, `CREATE VIEW` and `CREATE FUNCTION`.
 //!
 //! `CREATE STREAM` takes what `CREATE TABLE` takes: columns with types, NOT NULL, CHECK, PRIMARY KEY, and
 //! `WITH (topic = '...', format = 'json', event_time = 'column')`.
@@ -13,7 +13,8 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Location, Token};
 
-use super::Fault;
+use super::{Fault, RESERVED_SCHEMAS, qualified};
+use super::function::Function;
 use super::schedule::RefreshEvery;
 use super::stream::{Check, Column, ColumnType, Stream};
 use super::table::Table;
@@ -27,6 +28,7 @@ pub enum Definition {
     Table(Table),
     View(View),
     Ordinary(OrdinaryView),
+    Function(Function),
 }
 
 impl Definition {
@@ -39,6 +41,7 @@ impl Definition {
             Self::Table(table) => table.line,
             Self::View(view) => view.line,
             Self::Ordinary(view) => view.line,
+            Self::Function(function) => function.line,
         }
     }
 }
@@ -69,9 +72,14 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Definition>, Fault> {
             match parser.parse_statement().map_err(|error| parser_fault(file, start, error))? {
                 Statement::CreateView(declared) => view(declared, comment, file, start)?,
                 Statement::CreateTable(declared) => Definition::Table(table(declared, comment, file, start)?),
+                Statement::CreateFunction(declared) => {
+                    let name = qualified_name(&declared.name).map_err(|reason| at(start, reason))?;
+                    let read = Function::read(declared, name, comment, file, start.line);
+                    Definition::Function(read.map_err(|reason| at(start, reason))?)
+                }
                 _ => {
-                    let reason = "only CREATE STREAM, CREATE TABLE, CREATE MATERIALIZED VIEW and CREATE VIEW are \
-                                  understood here";
+                    let reason = "only CREATE STREAM, CREATE TABLE, CREATE MATERIALIZED VIEW, CREATE VIEW and CREATE \
+                                  FUNCTION are understood here";
                     return Err(at(start, reason.into()));
                 }
             }
@@ -144,6 +152,23 @@ fn byte_offset(text: &str, at: Location) -> usize {
     start + rest.char_indices().nth(column).map_or(rest.len(), |(offset, _)| offset)
 }
 
+/// The name of a table or an ordinary view, which may stand in a schema of its own.
+fn qualified_name(name: &ObjectName) -> Result<String, String> {
+    let parts: Option<Vec<String>> = name.0.iter().map(|part| part.as_ident().map(normalize)).collect();
+    let parts = parts.unwrap_or_default();
+    if let Some(part) = parts.iter().find(|part| part.contains(['.', '/']) || part.is_empty()) {
+        return Err(format!("{part:?} in {name}: a name has no dot or slash in it"));
+    }
+    match parts.as_slice() {
+        [table] => Ok(table.clone()),
+        [schema, _] if RESERVED_SCHEMAS.contains(&schema.as_str()) => {
+            Err(format!("{name}: what is in schema {schema} is made by the engine; choose another schema"))
+        }
+        [schema, table] => Ok(qualified(schema, table)),
+        _ => Err(format!("{name} must be a name, or schema.name")),
+    }
+}
+
 fn single_name(name: &ObjectName) -> Result<String, String> {
     match name.0.as_slice() {
         [part] => part.as_ident().map(normalize).ok_or_else(|| format!("{name} is not a plain name")),
@@ -181,7 +206,11 @@ fn options(file: &str, start: Location, options: &CreateTableOptions) -> Result<
 
 fn view(declared: CreateView, comment: Option<String>, file: &str, start: Location) -> Result<Definition, Fault> {
     let refused = |reason: &str| Err(fault(file, start, reason.to_owned()));
-    let name = single_name(&declared.name).map_err(|reason| fault(file, start, reason))?;
+    let name = match declared.materialized {
+        true => single_name(&declared.name),
+        false => qualified_name(&declared.name),
+    };
+    let name = name.map_err(|reason| fault(file, start, reason))?;
     if !declared.columns.is_empty() {
         return refused("write the names of a view's columns in its SELECT: SELECT expression AS name");
     }
@@ -191,13 +220,18 @@ fn view(declared: CreateView, comment: Option<String>, file: &str, start: Locati
     let options = options(file, start, &declared.options)?;
     let (query, file, line) = (declared.query, file.to_owned(), start.line);
     if !declared.materialized {
-        return match options.first() {
-            None => Ok(Definition::Ordinary(OrdinaryView { name, query, comment, file, line })),
-            Some((key, _)) => {
-                let reason = format!("an ordinary view takes no option {key}: it is computed whenever it is read");
-                Err(fault(&file, key.span.start, reason))
+        let mut enforced = false;
+        for (key, text) in options {
+            match normalize(&key).as_str() {
+                "enforced" => enforced = flag(&key, &text).map_err(|reason| fault(&file, key.span.start, reason))?,
+                _ => {
+                    let reason =
+                        format!("unknown option {key}; an ordinary view, which is computed when it is read, takes enforced");
+                    return Err(fault(&file, key.span.start, reason));
+                }
             }
-        };
+        }
+        return Ok(Definition::Ordinary(OrdinaryView { name, query, enforced, comment, file, line }));
     }
     if name.contains(VERSION_MARK) {
         return Err(fault(
@@ -223,8 +257,7 @@ fn view(declared: CreateView, comment: Option<String>, file: &str, start: Locati
                 view.refresh_every = RefreshEvery::parse(&text).map_err(wrong)?;
             }
             "billable" => {
-                view.billable =
-                    text.parse().map_err(|_| wrong(format!("billable is 'true' or 'false', not {text:?}")))?;
+                view.billable = flag(&key, &text).map_err(wrong)?;
             }
             _ => {
                 return Err(wrong(format!("unknown option {key}; a view takes refresh_every and billable")));
@@ -232,6 +265,10 @@ fn view(declared: CreateView, comment: Option<String>, file: &str, start: Locati
         }
     }
     Ok(Definition::View(view))
+}
+
+fn flag(key: &Ident, text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| format!("{key} is 'true' or 'false', not {text:?}"))
 }
 
 /// What streams and tables have in common.
@@ -342,7 +379,7 @@ fn stream(table: CreateTable, comment: Option<String>, file: &str, start: Locati
 }
 
 fn table(table: CreateTable, comment: Option<String>, file: &str, start: Location) -> Result<Table, Fault> {
-    let name = single_name(&table.name).map_err(|reason| fault(file, start, reason))?;
+    let name = qualified_name(&table.name).map_err(|reason| fault(file, start, reason))?;
     let refused = |reason: String| Err(fault(file, start, reason));
     if name.contains(VERSION_MARK) {
         return refused(format!("table {name}: a name has no {VERSION_MARK}, which marks versions"));
@@ -353,8 +390,13 @@ fn table(table: CreateTable, comment: Option<String>, file: &str, start: Locatio
     if table.or_replace || table.temporary || table.if_not_exists || table.external {
         return refused("write CREATE TABLE without OR REPLACE, TEMPORARY, EXTERNAL or IF NOT EXISTS".into());
     }
-    if let Some((option, _)) = options(file, start, &table.table_options)?.first() {
-        return Err(fault(file, option.span.start, format!("a table takes no option {option}")));
+    let mut append_only = false;
+    for (option, text) in options(file, start, &table.table_options)? {
+        let wrong = |reason| fault(file, option.span.start, reason);
+        match normalize(&option).as_str() {
+            "append_only" => append_only = flag(&option, &text).map_err(wrong)?,
+            _ => return Err(wrong(format!("unknown option {option}; a table takes append_only"))),
+        }
     }
     let Columns { columns, places, key, checks } = columns("table", &name, &table, file, start)?;
     let nested = |column: &Column| matches!(column.kind, ColumnType::List(_) | ColumnType::Struct(_));
@@ -363,7 +405,8 @@ fn table(table: CreateTable, comment: Option<String>, file: &str, start: Locatio
         return Err(fault(file, at, format!("column {}: a table has no arrays and structs", column.name)));
     }
     let key = key.map(|(_, key)| key).unwrap_or_default();
-    Ok(Table { name, columns, key, checks, comment, places, file: file.to_owned(), line: start.line })
+    let (file, line) = (file.to_owned(), start.line);
+    Ok(Table { name, append_only, columns, key, checks, comment, places, file, line })
 }
 
 /// Collects the constraints of a stream or table.

@@ -1,5 +1,5 @@
-//! Reads the directory `sql/`: `streams/*.sql`, `views/*.sql` and, where there are any, `tables/*.sql`, `api/*.sql` and
-//! `roles/*.sql`.
+//! Reads the directory `sql/`: `streams/*.sql`, `views/*.sql` and, where there are any, `tables/*.sql`, `quality/*.sql`,
+//! `functions/*.sql`, `api/*.sql` and `roles/*.sql`. What is in `quality` are views too: those that should have no rows.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use super::{Catalog, Fault, endpoint};
 pub fn load(dir: &Path) -> Result<Catalog, Vec<Fault>> {
     let mut catalog = Catalog::default();
     let mut faults = Vec::new();
-    for folder in ["streams", "tables", "views", "api"] {
-        if matches!(folder, "tables" | "api") && !dir.join(folder).exists() {
+    for folder in ["streams", "tables", "views", "quality", "functions", "api"] {
+        if matches!(folder, "tables" | "quality" | "functions" | "api") && !dir.join(folder).exists() {
             continue;
         }
         let load = if folder == "api" { load_endpoint } else { load_file };
@@ -102,6 +102,9 @@ fn load_file(path: &Path, catalog: &mut Catalog) -> Result<(), Fault> {
             Definition::Table(table) => drop(catalog.tables.insert(table.name.clone(), Arc::new(table))),
             Definition::View(view) => drop(catalog.views.insert(view.name.clone(), Arc::new(view))),
             Definition::Ordinary(view) => drop(catalog.ordinary.insert(view.name.clone(), Arc::new(view))),
+            Definition::Function(function) => {
+                drop(catalog.functions.insert(function.name.clone(), Arc::new(function)));
+            }
         }
     }
     Ok(())
@@ -110,6 +113,10 @@ fn load_file(path: &Path, catalog: &mut Catalog) -> Result<(), Fault> {
 /// Why a definition cannot stand beside those that were read before.
 fn taken(definition: &Definition, catalog: &Catalog) -> Option<String> {
     match definition {
+        Definition::Function(function) => {
+            let other = catalog.functions.get(&function.name)?;
+            Some(format!("function {} is declared already, at {}:{}", function.name, other.file, other.line))
+        }
         Definition::Stream(stream) => {
             if let Some(other) = catalog.streams.get(&stream.name) {
                 return Some(format!("stream {} is declared already, at {}", stream.name, other.declared_at));

@@ -9,7 +9,10 @@ use super::stream::{Check, Column};
 /// A table and the rules its rows must keep.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Table {
+    /// As [`super::qualified`].
     pub name: String,
+    /// Rows are only ever added.
+    pub append_only: bool,
     pub columns: Vec<Column>,
     /// Indices of the columns that identify a row together; none when rows may be equal.
     pub key: Vec<usize>,

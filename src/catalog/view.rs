@@ -32,8 +32,11 @@ impl View {
 /// An ordinary view: a query over other views, streams and system tables, computed whenever it is read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct OrdinaryView {
+    /// As [`super::qualified`].
     pub name: String,
     pub query: Box<Query>,
+    /// Whether it must have no rows after each change of a table that it reads.
+    pub enforced: bool,
     /// What a row is, from the comment above the statement.
     pub comment: Option<String>,
     pub file: String,

@@ -11,7 +11,7 @@ use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::{
     CatalogProvider, MemTable, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider,
 };
-use datafusion::common::{DFSchema, DataFusionError, Result, SchemaError};
+use datafusion::common::{DFSchema, DataFusionError, Result, SchemaError, TableReference};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
@@ -23,7 +23,7 @@ use super::{CATALOG, DEFAULT_SCHEMA, Engine};
 use crate::catalog::stream::{Check, CompiledCheck, Stream};
 use crate::catalog::table::Table;
 use crate::catalog::view::View;
-use crate::catalog::{Catalog, Fault};
+use crate::catalog::{Catalog, Fault, schema_and_table};
 
 /// Plans against the streams of one catalog.
 pub struct Planner {
@@ -49,19 +49,22 @@ impl Planner {
             let table = MemTable::try_new(stream.record_schema(), vec![vec![]])?;
             raw.register_table(stream.name.clone(), Arc::new(table))?;
         }
-        let provider = MemoryCatalogProvider::new();
+        let provider: Arc<dyn CatalogProvider> = Arc::new(MemoryCatalogProvider::new());
         provider.register_schema("raw", Arc::new(raw))?;
-        let public = MemorySchemaProvider::new();
+        provider.register_schema(DEFAULT_SCHEMA, Arc::new(MemorySchemaProvider::new()))?;
+        let session = engine.session();
+        session.register_catalog(CATALOG, Arc::clone(&provider));
         let mut empty = BTreeMap::new();
         for (name, table) in &catalog.tables {
             let columns = table.schema();
             let rows = RecordBatch::new_empty(Arc::clone(&columns));
             empty.insert(name.clone(), TableRows { rows, digest: String::new() });
-            public.register_table(name.clone(), Arc::new(Unbound { columns }))?;
+            let (schema, table) = schema_and_table(name);
+            if provider.schema(schema).is_none() {
+                provider.register_schema(schema, Arc::new(MemorySchemaProvider::new()))?;
+            }
+            session.register_table(TableReference::partial(schema, table), Arc::new(Unbound { columns }))?;
         }
-        provider.register_schema(DEFAULT_SCHEMA, Arc::new(public))?;
-        let session = engine.session();
-        session.register_catalog(CATALOG, Arc::new(provider));
         Ok(Self { session, empty })
     }
 

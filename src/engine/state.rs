@@ -25,6 +25,7 @@ use datafusion::optimizer::analyzer::Analyzer;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use crate::catalog::{DEFAULT_SCHEMA, qualified};
 use crate::engine::billable;
 use crate::engine::combinator::{Combinator, Kind};
 use crate::engine::inner::Inner;
@@ -193,7 +194,7 @@ impl LambdaView {
         }
         fields.extend(inners.iter().zip(names).map(|(inner, name)| inner.state_field(&name)));
         let mut tables = BTreeSet::new();
-        let found = |scan: &TableScan| tables.extend([scan.table_name.table().to_owned()]);
+        let found = |scan: &TableScan| tables.extend([table_of(scan)]);
         unbound::each_unbound(&carried.input, found).map_err(plan)?;
         Ok(Self {
             name: name.to_owned(),
@@ -231,7 +232,7 @@ impl LambdaView {
     /// # Errors
     /// When a table is missing, or has not the columns that the view was planned on.
     pub fn bound(&self, name: &str, tables: &BTreeMap<String, TableRows>) -> Result<Self, ViewError> {
-        let rows = |scan: &TableScan| match tables.get(scan.table_name.table()) {
+        let rows = |scan: &TableScan| match tables.get(&table_of(scan)) {
             Some(table) => Ok(table.rows.clone()),
             None => plan_err!("table '{}' not found", scan.table_name),
         };
@@ -420,4 +421,9 @@ impl LambdaView {
             .map(LogicalPlan::Projection)
             .map_err(|source| ViewError::plan(&self.name, source))
     }
+}
+
+/// The one name of the table that is scanned.
+fn table_of(scan: &TableScan) -> String {
+    qualified(scan.table_name.schema().unwrap_or(DEFAULT_SCHEMA), scan.table_name.table())
 }

@@ -1,6 +1,6 @@
 //! The schemas that SQL sees, each bound to one pinned snapshot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
 use datafusion::common::{DataFusionError, Result, plan_err};
 use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, TableType, ident, lit};
+use parking_lot::Mutex;
 
 use super::audit;
 use super::certificate::Certificate;
@@ -24,13 +25,15 @@ use super::system::{self, Surroundings};
 use crate::archive::Kind;
 use crate::batch::run::ViewInput;
 use crate::batch::{Generation, ViewStates};
+use crate::catalog::function::Functions;
 use crate::catalog::stream::{OFFSET, PARTITION, Stream, quarantine_schema};
 use crate::catalog::table::Table;
 use crate::catalog::version::{self, Histories};
+use crate::catalog::{DEFAULT_SCHEMA, qualified, schema_and_table};
 use crate::engine::state::LambdaView;
 use crate::position::{Epoch, GenerationId, StreamFrontier};
 use crate::storage::scan::{FILE_COLUMN, ROW_COLUMN};
-use crate::tables::Contents;
+use crate::tables::{Contents, Tables};
 use crate::tables::change::numbered;
 
 /// What there is to read.
@@ -45,6 +48,7 @@ pub struct Names {
     pub versions: Histories,
     /// By name of the ordinary view.
     pub ordinary: BTreeMap<String, Arc<PlannedView>>,
+    pub functions: Arc<Functions>,
     /// By route.
     pub endpoints: BTreeMap<String, Arc<PlannedEndpoint>>,
 }
@@ -90,13 +94,12 @@ impl Names {
 }
 
 /// Every table that is declared, with its schema and its columns: what there is to plan with before there is a snapshot.
-pub async fn declared_tables(names: &Names) -> Result<Vec<(&'static str, String, SchemaRef)>> {
+pub async fn declared_tables(names: &Names) -> Result<Vec<(String, String, SchemaRef)>> {
     let mut tables = Vec::new();
     for name in names.view_names() {
         let Some((_, ViewInput { view, .. })) = names.view(&name) else { continue };
-        tables.extend(["public", "batch", "speed"].map(|schema| (schema, name.clone(), view.final_schema())));
+        tables.extend([DEFAULT_SCHEMA, "batch", "speed"].map(|schema| (schema, name.clone(), view.final_schema())));
     }
-    tables.extend(names.tables.iter().map(|(name, table)| ("public", name.clone(), table.schema())));
     for (name, stream) in &names.streams {
         let records = with_origin(&stream.record_schema());
         tables.push(("raw", name.clone(), Arc::clone(&records)));
@@ -123,7 +126,11 @@ pub async fn declared_tables(names: &Names) -> Result<Vec<(&'static str, String,
             tables.push(("audit", name.to_owned(), table.schema()));
         }
     }
-    Ok(tables)
+    let own = names.tables.iter().map(|(name, table)| {
+        let (schema, name) = schema_and_table(name);
+        (schema.to_owned(), name.to_owned(), table.schema())
+    });
+    Ok(tables.into_iter().map(|(schema, table, columns)| (schema.to_owned(), table, columns)).chain(own).collect())
 }
 
 /// What a reader of a view is told while a start computes its delta.
@@ -150,11 +157,51 @@ pub struct PinnedCatalog {
     /// A reference table that shows the numbers of its rows too.
     numbered: Option<String>,
     around: Arc<Surroundings>,
+    /// The reference tables that were asked for.
+    asked: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl PinnedCatalog {
     pub fn new(snapshot: Arc<Snapshot>, around: Arc<Surroundings>) -> Self {
-        Self { snapshot, as_of: None, numbered: None, around }
+        Self { snapshot, as_of: None, numbered: None, around, asked: Arc::default() }
+    }
+
+    /// With other reference tables: as a transaction sees them that has changed some.
+    #[must_use]
+    pub fn with_tables(&self, tables: Tables) -> Self {
+        let snapshot = Snapshot { tables: Arc::new(tables), ..Snapshot::clone(&self.snapshot) };
+        Self { snapshot: Arc::new(snapshot), ..self.clone() }
+    }
+
+    /// The reference tables, each at its version.
+    pub fn tables(&self) -> &Tables {
+        &self.snapshot.tables
+    }
+
+    /// The reference tables that were asked for in this catalog and in those that were made of it.
+    pub fn asked(&self) -> BTreeSet<String> {
+        self.asked.lock().clone()
+    }
+
+    /// What must have no rows after a change of `tables`: each enforced view that reads one of them, itself or through
+    /// another view.
+    pub fn enforced_over(&self, tables: &BTreeSet<String>) -> Result<Vec<String>> {
+        let ordinary = &self.snapshot.names.ordinary;
+        let mut reads = BTreeMap::new();
+        for (name, view) in ordinary {
+            reads.insert(name, view.reads()?);
+        }
+        let reaches = |name: &String| {
+            let (mut seen, mut next) = (BTreeSet::from([name]), vec![name]);
+            while let Some(read) = next.pop().and_then(|name| reads.get(name)) {
+                if !read.is_disjoint(tables) {
+                    return true;
+                }
+                next.extend(read.iter().filter(|name| reads.contains_key(name) && seen.insert(name)));
+            }
+            false
+        };
+        Ok(ordinary.iter().filter(|(name, view)| view.enforced() && reaches(name)).map(|(name, _)| name.clone()).collect())
     }
 
     /// With the numbers of the rows of `table`, in a column `_row`: for a statement that changes some of them.
@@ -172,7 +219,7 @@ impl PinnedCatalog {
 
     /// A version of a view, merged; None when it is not kept up to date.
     pub fn version_table(&self, view: &str, number: u32) -> Result<Option<VersionTable>> {
-        let schema = self.pinned(SchemaKind::Merged);
+        let schema = self.pinned(DEFAULT_SCHEMA, SchemaKind::Merged);
         let name = version::versioned(view, number);
         let Some((_, input)) = schema.version(&name)? else { return Ok(None) };
         let states = input.view.state_schema();
@@ -190,8 +237,20 @@ impl PinnedCatalog {
         (self.as_of.is_none() && self.numbered.is_none()).then_some(&self.snapshot)
     }
 
-    fn pinned(&self, kind: SchemaKind) -> PinnedSchema {
-        PinnedSchema { kind, catalog: self.clone() }
+    fn pinned(&self, name: &str, kind: SchemaKind) -> PinnedSchema {
+        PinnedSchema { name: name.to_owned(), kind, catalog: self.clone() }
+    }
+
+    /// The names of reference tables and ordinary views in `schema`.
+    fn own_names<'a>(&'a self, schema: &'a str) -> impl Iterator<Item = &'a str> {
+        let names = &self.snapshot.names;
+        let all = names.ordinary.keys().chain(names.tables.keys()).map(|name| schema_and_table(name));
+        all.filter(move |(of, _)| *of == schema).map(|(_, table)| table)
+    }
+
+    /// Functions that stand for queries.
+    pub fn functions(&self) -> &Arc<Functions> {
+        &self.snapshot.names.functions
     }
 
     /// The endpoints that there are, by route.
@@ -237,20 +296,29 @@ enum SchemaKind {
     Quarantine,
     System,
     Audit,
+    /// Reference tables and ordinary views alone.
+    Own,
 }
 
 impl CatalogProvider for PinnedCatalog {
     fn schema_names(&self) -> Vec<String> {
-        SCHEMAS.iter().map(|(name, _)| (*name).to_owned()).collect()
+        let names = &self.snapshot.names;
+        let own = names.ordinary.keys().chain(names.tables.keys()).map(|name| schema_and_table(name).0);
+        let own: BTreeSet<&str> = own.filter(|own| SCHEMAS.iter().all(|(name, _)| name != own)).collect();
+        SCHEMAS.iter().map(|(name, _)| *name).chain(own).map(str::to_owned).collect()
     }
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
-        let (_, kind) = SCHEMAS.iter().find(|(known, _)| *known == name)?;
-        Some(Arc::new(self.pinned(*kind)))
+        let kind = match SCHEMAS.iter().find(|(known, _)| *known == name) {
+            Some((_, kind)) => *kind,
+            None => self.own_names(name).next().map(|_| SchemaKind::Own)?,
+        };
+        Some(Arc::new(self.pinned(name, kind)))
     }
 }
 
 struct PinnedSchema {
+    name: String,
     kind: SchemaKind,
     catalog: PinnedCatalog,
 }
@@ -264,14 +332,10 @@ impl fmt::Debug for PinnedSchema {
 #[async_trait]
 impl SchemaProvider for PinnedSchema {
     fn table_names(&self) -> Vec<String> {
-        match self.kind {
-            SchemaKind::Merged => {
-                let mut names = self.catalog.snapshot.names.view_names();
-                names.extend(self.catalog.snapshot.names.ordinary.keys().cloned());
-                names.extend(self.catalog.snapshot.names.tables.keys().cloned());
-                names
-            }
-            SchemaKind::Batch | SchemaKind::Speed => self.catalog.snapshot.names.view_names(),
+        let own = self.catalog.own_names(&self.name).map(str::to_owned);
+        let made: Vec<String> = match self.kind {
+            SchemaKind::Own => Vec::new(),
+            SchemaKind::Merged | SchemaKind::Batch | SchemaKind::Speed => self.catalog.snapshot.names.view_names(),
             SchemaKind::Quarantine => self.catalog.snapshot.names.streams.keys().cloned().collect(),
             SchemaKind::Raw => {
                 let endings = ["", DUPLICATES, CONFLICTS];
@@ -288,7 +352,8 @@ impl SchemaProvider for PinnedSchema {
             }
             SchemaKind::System => system::TABLES.iter().map(|(name, _)| (*name).to_owned()).collect(),
             SchemaKind::Audit => audit::TABLES.iter().map(|(name, _)| (*name).to_owned()).collect(),
-        }
+        };
+        made.into_iter().chain(own).collect()
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>, DataFusionError> {
@@ -298,7 +363,7 @@ impl SchemaProvider for PinnedSchema {
         if let Some(contents) = self.reference(name) {
             let rows = match &self.catalog.as_of {
                 Some(older) => self.rows_of(older, contents).await?,
-                None if self.catalog.numbered.as_deref() == Some(name) => numbered(&contents.rows)?,
+                None if self.catalog.numbered.as_ref() == Some(&contents.rules.table.name) => numbered(&contents.rows)?,
                 None => contents.rows.clone(),
             };
             return in_memory(&rows.schema(), [rows]).map(Some);
@@ -334,6 +399,7 @@ impl SchemaProvider for PinnedSchema {
                 system::table(name, &self.catalog.snapshot, self.catalog.as_of.as_deref(), &self.catalog.around)
             }
             SchemaKind::Audit => audit::table(name, &self.catalog.around),
+            SchemaKind::Own => Ok(None),
         }
     }
 
@@ -356,21 +422,23 @@ impl SchemaProvider for PinnedSchema {
 impl PinnedSchema {
     /// The ordinary view of this name, where ordinary views are.
     fn ordinary(&self, name: &str) -> Option<&Arc<PlannedView>> {
-        self.catalog.snapshot.names.ordinary.get(name).filter(|_| self.kind == SchemaKind::Merged)
+        self.catalog.snapshot.names.ordinary.get(&qualified(&self.name, name))
     }
 
     /// The reference table of this name, where reference tables are.
     fn reference(&self, name: &str) -> Option<&Arc<Contents>> {
-        self.catalog.snapshot.tables.get(name).filter(|_| self.kind == SchemaKind::Merged)
+        let contents = self.catalog.snapshot.tables.get(&qualified(&self.name, name))?;
+        self.catalog.asked.lock().insert(contents.rules.table.name.clone());
+        Some(contents)
     }
 
     /// The rows that a reference table had when the generation `older` was made.
     async fn rows_of(&self, older: &Generation, contents: &Contents) -> Result<RecordBatch> {
         let name = &contents.rules.table.name;
-        match (older.tables.get(name), self.catalog.around.tables.get(name)) {
+        match (older.tables.get(name), &self.catalog.around.tables) {
             (Some(version), _) if *version == contents.version.number => Ok(contents.rows.clone()),
             (Some(version), Some(log)) => {
-                log.at(*version).await.map_err(|error| DataFusionError::External(Box::new(error)))
+                log.at(name, *version).await.map_err(|error| DataFusionError::External(Box::new(error)))
             }
             _ => plan_err!(
                 "generation {} was made before there was a table {name}: choose a later one, see system.generations",

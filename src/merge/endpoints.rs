@@ -8,7 +8,7 @@ use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::{DataType, Field, SchemaRef};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::common::{ParamValues, Result, ScalarValue, TableReference};
+use datafusion::common::{ParamValues, Result, ScalarValue};
 use datafusion::logical_expr::expr::Placeholder;
 use datafusion::logical_expr::expr_rewriter::NamePreserver;
 use datafusion::logical_expr::{Expr, LogicalPlan};
@@ -23,8 +23,9 @@ use crate::catalog::Fault;
 use crate::catalog::endpoint::parameter::Parameter;
 use crate::catalog::endpoint::{Endpoint, Returns};
 use crate::engine::planner::Declared;
-use crate::engine::unbound::{self, Unbound};
-use crate::engine::{CATALOG, DEFAULT_SCHEMA, Engine};
+use crate::catalog::function::{Functions, expand};
+use crate::engine::unbound;
+use crate::engine::{CATALOG, Engine};
 
 /// An endpoint, and what its query gives.
 #[derive(Debug)]
@@ -60,12 +61,42 @@ pub async fn plan_all(
     if faults.is_empty() { Ok(planned) } else { Err(faults) }
 }
 
+/// What cannot be planned of functions; all faults at once.
+pub async fn function_faults(engine: &Engine, functions: &Functions, names: &Names) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    if functions.is_empty() {
+        return faults;
+    }
+    let session = match session(engine, names).await {
+        Ok(session) => session,
+        Err(error) => {
+            return vec![Fault { file: CATALOG.to_owned(), line: 0, column: 0, reason: error.strip_backtrace() }];
+        }
+    };
+    for function in functions.values() {
+        let fault = |reason: String| Fault { file: function.file.clone(), line: function.line, column: 1, reason };
+        let rehearsed = function.rehearsal().and_then(|mut query| expand(&mut query, functions).map(|()| query));
+        let query = match rehearsed {
+            Ok(query) => query,
+            Err(reason) => {
+                faults.push(fault(reason));
+                continue;
+            }
+        };
+        let declared = Declared { file: &function.file, line: function.line, query: &query };
+        if let Err(error) = session.state().statement_to_plan(declared.statement()).await {
+            let Fault { reason, .. } = declared.fault(&error);
+            faults.push(fault(format!("function {}: {reason}", function.name)));
+        }
+    }
+    faults
+}
+
 /// Knows the columns of everything that can be read.
 async fn session(engine: &Engine, names: &Names) -> Result<SessionContext> {
     let session = ordinary::session(engine, names).await?;
     for (name, view) in &names.ordinary {
-        let table = TableReference::partial(DEFAULT_SCHEMA, name.as_str());
-        session.register_table(table, Arc::new(Unbound { columns: view.columns() }))?;
+        ordinary::register(&session, name, view.columns())?;
     }
     Ok(session)
 }

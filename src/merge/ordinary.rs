@@ -8,9 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use datafusion::arrow::datatypes::SchemaRef;
-use datafusion::catalog::{
-    CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider,
-};
+use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider, TableProvider};
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, Result, TableReference, plan_err};
@@ -21,7 +19,7 @@ use datafusion::prelude::SessionContext;
 
 use super::catalog::{Names, declared_tables};
 use super::provider::PlanTable;
-use crate::catalog::Fault;
+use crate::catalog::{Fault, qualified, schema_and_table};
 use crate::catalog::view::OrdinaryView;
 use crate::engine::planner::Declared;
 use crate::engine::unbound::{Unbound, is_unbound};
@@ -31,6 +29,8 @@ use crate::engine::{CATALOG, DEFAULT_SCHEMA, Engine};
 #[derive(Debug)]
 pub struct PlannedView {
     plan: LogicalPlan,
+    /// Whether it must have no rows after each change of a table that it reads.
+    enforced: bool,
     /// Its query, as readers of the catalog see it.
     definition: String,
 }
@@ -84,20 +84,23 @@ pub async fn plan_all(
 pub(super) async fn session(engine: &Engine, names: &Names) -> Result<SessionContext> {
     let catalog = MemoryCatalogProvider::new();
     catalog.register_schema(DEFAULT_SCHEMA, Arc::new(MemorySchemaProvider::new()))?;
-    for (schema, table, columns) in declared_tables(names).await? {
-        let provider = match catalog.schema(schema) {
-            Some(provider) => provider,
-            None => {
-                let provider: Arc<dyn SchemaProvider> = Arc::new(MemorySchemaProvider::new());
-                catalog.register_schema(schema, Arc::clone(&provider))?;
-                provider
-            }
-        };
-        provider.register_table(table, Arc::new(Unbound { columns }))?;
-    }
     let session = engine.session();
     session.register_catalog(CATALOG, Arc::new(catalog));
+    for (schema, table, columns) in declared_tables(names).await? {
+        register(&session, &qualified(&schema, &table), columns)?;
+    }
     Ok(session)
+}
+
+/// Makes the columns of a table or view known by its [`qualified`] name.
+pub(super) fn register(session: &SessionContext, name: &str, columns: SchemaRef) -> Result<()> {
+    let (schema, table) = schema_and_table(name);
+    if let Some(catalog) = session.catalog(CATALOG)
+        && catalog.schema(schema).is_none()
+    {
+        catalog.register_schema(schema, Arc::new(MemorySchemaProvider::new()))?;
+    }
+    session.register_table(TableReference::partial(schema, table), Arc::new(Unbound { columns })).map(drop)
 }
 
 /// The ordinary views that `view` reads itself.
@@ -108,10 +111,8 @@ fn read_by(
 ) -> Result<BTreeSet<String>> {
     let declared = Declared { file: &view.file, line: view.line, query: &view.query };
     let tables = session.state().resolve_table_references(&declared.statement())?;
-    let ordinary = |table: &TableReference| {
-        table.schema().is_none_or(|schema| schema == DEFAULT_SCHEMA) && views.contains_key(table.table())
-    };
-    Ok(tables.iter().filter(|table| ordinary(table)).map(|table| table.table().to_owned()).collect())
+    let name = |table: &TableReference| qualified(table.schema().unwrap_or(DEFAULT_SCHEMA), table.table());
+    Ok(tables.iter().map(name).filter(|name| views.contains_key(name)).collect())
 }
 
 /// A fault for each view that is defined by itself.
@@ -172,14 +173,36 @@ async fn plan(
         let reason = format!("view {} has two columns {}: name them apart with AS", view.name, twice.name());
         return Err(declared.fault_at_start(reason));
     }
-    let table = TableReference::partial(DEFAULT_SCHEMA, view.name.as_str());
-    session.register_table(table, Arc::new(Unbound { columns })).map_err(fault)?;
-    Ok(PlannedView { plan, definition: view.query.to_string() })
+    register(session, &view.name, columns).map_err(fault)?;
+    Ok(PlannedView { plan, enforced: view.enforced, definition: view.query.to_string() })
 }
 
 impl PlannedView {
     pub(super) fn columns(&self) -> SchemaRef {
         Arc::clone(self.plan.schema().inner())
+    }
+
+    pub fn enforced(&self) -> bool {
+        self.enforced
+    }
+
+    /// Names of the tables and views that it reads itself, as [`qualified`].
+    pub fn reads(&self) -> Result<BTreeSet<String>> {
+        let name = |table: &TableReference| qualified(table.schema().unwrap_or(DEFAULT_SCHEMA), table.table());
+        Ok(self.scanned()?.iter().map(name).collect())
+    }
+
+    fn scanned(&self) -> Result<BTreeSet<TableReference>> {
+        let mut tables = BTreeSet::new();
+        self.plan.apply_with_subqueries(|node| {
+            if let LogicalPlan::TableScan(scan) = node
+                && is_unbound(scan)?
+            {
+                tables.insert(scan.table_name.clone());
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        Ok(tables)
     }
 
     /// Over tables that are known by their columns.
@@ -192,17 +215,8 @@ impl PlannedView {
     /// # Errors
     /// When a table that it reads cannot be read there.
     pub async fn over(&self, catalog: &dyn CatalogProvider) -> Result<Arc<dyn TableProvider>> {
-        let mut tables = BTreeSet::new();
-        self.plan.apply_with_subqueries(|node| {
-            if let LogicalPlan::TableScan(scan) = node
-                && is_unbound(scan)?
-            {
-                tables.insert(scan.table_name.clone());
-            }
-            Ok(TreeNodeRecursion::Continue)
-        })?;
         let mut providers = HashMap::new();
-        for table in tables {
+        for table in self.scanned()? {
             let schema = catalog.schema(table.schema().unwrap_or(DEFAULT_SCHEMA));
             let provider = match schema {
                 Some(schema) => schema.table(table.table()).await?,

@@ -10,6 +10,7 @@ use datafusion::logical_expr::{Distinct, Expr, LogicalPlan, Volatility, WindowFu
 
 use super::catalog::Names;
 use super::system::tells_of_the_present;
+use crate::catalog::qualified;
 use crate::engine::DEFAULT_SCHEMA;
 
 /// Aggregates that do not depend on the order of rows.
@@ -135,7 +136,7 @@ fn each_view(state: &SessionState, optimized: &LogicalPlan, names: &Names) -> Op
     each(optimized, |node| {
         let LogicalPlan::TableScan(scan) = node else { return None };
         let schema = scan.table_name.schema().unwrap_or(DEFAULT_SCHEMA);
-        let view = names.ordinary.get(scan.table_name.table()).filter(|_| schema == DEFAULT_SCHEMA)?;
+        let view = names.ordinary.get(&qualified(schema, scan.table_name.table()))?;
         match state.optimize(view.plan()) {
             Ok(optimized) => each(view.plan(), self::node)
                 .or_else(|| each(&optimized, self::scan))

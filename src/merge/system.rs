@@ -1,6 +1,6 @@
 //! The schema `system`: what the program knows about itself, at the snapshot of the query.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use datafusion::arrow::array::{
@@ -42,8 +42,8 @@ pub struct Surroundings {
     pub refreshes: Arc<Refreshes>,
     /// What lies in the archive's folders beside its files.
     pub census: Arc<Census>,
-    /// By name, the reference tables with their older versions.
-    pub tables: BTreeMap<String, Arc<TableLog>>,
+    /// Older versions of the reference tables.
+    pub tables: Option<Arc<TableLog>>,
     pub seals: Arc<Seals>,
 }
 
@@ -59,7 +59,7 @@ impl Surroundings {
             history: Arc::new(History::new(1)),
             refreshes: Arc::default(),
             census: Arc::default(),
-            tables: BTreeMap::new(),
+            tables: None,
             seals: Arc::default(),
         }
     }

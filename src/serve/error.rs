@@ -12,6 +12,7 @@ use super::{DefineError, RefreshError, ServeError};
 use crate::merge::catalog::Restoring;
 use crate::runtime::chain;
 use crate::tables::WriteError;
+use viewledger_udfs::error::Raised;
 
 /// A code of PostgreSQL's appendix A.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,8 +31,10 @@ impl SqlState {
     pub const CHECK_VIOLATION: Self = Self("23514");
     pub const CARDINALITY: Self = Self("21000");
     pub const READ_ONLY_TRANSACTION: Self = Self("25006");
+    pub const RAISED: Self = Self("P0001");
     pub const WRONG_OBJECT_TYPE: Self = Self("42809");
     pub const NO_SUCH_CONSTRAINT: Self = Self("42P10");
+    pub const SERIALIZATION_FAILURE: Self = Self("40001");
     pub const IN_FAILED_TRANSACTION: Self = Self("25P02");
     pub const INVALID_AUTHORIZATION: Self = Self("28000");
     pub const INVALID_PASSWORD: Self = Self("28P01");
@@ -106,6 +109,11 @@ impl QueryError {
                 "a session may read what the catalog holds, define and refresh materialized views, and change reference \
                  tables",
             )
+    }
+
+    pub fn in_failed_transaction() -> Self {
+        let message = "current transaction is aborted, commands ignored until end of transaction block";
+        Self::new(SqlState::IN_FAILED_TRANSACTION, message)
     }
 
     pub fn cancelled() -> Self {
@@ -193,7 +201,7 @@ impl From<WriteError> for QueryError {
         let state = match &error {
             WriteError::Compute { source, .. } => return classify(source),
             WriteError::Unknown(_) => SqlState::UNDEFINED_TABLE,
-            WriteError::NotATable(_) => SqlState::WRONG_OBJECT_TYPE,
+            WriteError::NotATable(_) | WriteError::AppendOnly(_) => SqlState::WRONG_OBJECT_TYPE,
             WriteError::Null { .. } => SqlState::NOT_NULL_VIOLATION,
             WriteError::Check { .. } => SqlState::CHECK_VIOLATION,
             WriteError::Duplicate { .. } => SqlState::UNIQUE_VIOLATION,
@@ -202,11 +210,16 @@ impl From<WriteError> for QueryError {
             WriteError::NoSuchColumn { .. } => SqlState::UNDEFINED_COLUMN,
             WriteError::NotAUuid(_) => SqlState::INVALID_TEXT,
             WriteError::TooLarge { .. } => SqlState::PROGRAM_LIMIT,
-            WriteError::Fenced { .. } | WriteError::Ended { .. } => SqlState::SHUTDOWN,
+            WriteError::Conflict { .. } => SqlState::SERIALIZATION_FAILURE,
+            WriteError::Fenced { .. } | WriteError::Ended => SqlState::SHUTDOWN,
             WriteError::Storage(_) | WriteError::Undecided { .. } => SqlState::IO,
             WriteError::Panicked { .. } => SqlState::INTERNAL,
         };
-        Self::new(state, chain(&error))
+        let told = Self::new(state, chain(&error));
+        match error {
+            WriteError::Conflict { .. } => told.hint("nothing was changed; run the transaction again"),
+            _ => told,
+        }
     }
 }
 
@@ -291,6 +304,9 @@ fn external(inner: &(dyn std::error::Error + Send + Sync + 'static)) -> QueryErr
     }
     if let Some(error) = inner.downcast_ref::<DataFusionError>() {
         return classify(error);
+    }
+    if let Some(Raised(message)) = inner.downcast_ref::<Raised>() {
+        return QueryError::new(SqlState::RAISED, message.clone());
     }
     if inner.is::<Restoring>() {
         return QueryError::new(SqlState::CANNOT_CONNECT_NOW, inner.to_string())

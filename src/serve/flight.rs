@@ -46,6 +46,7 @@ use self::asker::Asker;
 use self::desk::{Caller, Desk, Order};
 use super::auth::{Exposure, Protocol};
 use super::session::QueryService;
+use super::session::statement::Statement;
 use super::tls::sockets::Sockets;
 use super::{Endpoint, ServeError};
 use crate::runtime::{Health, Shutdown, spawn};
@@ -267,14 +268,14 @@ impl FlightSqlService for Flights {
         Ok(ActionBeginTransactionResult { transaction_id })
     }
 
-    /// There is nothing to undo in what has only been read, so that both ways to end do the same.
     async fn do_action_end_transaction(
         &self,
         query: ActionEndTransactionRequest,
         _: Request<Action>,
     ) -> Result<(), Status> {
         match EndTransaction::try_from(query.action) {
-            Ok(EndTransaction::Commit | EndTransaction::Rollback) => self.desk.end(&query.transaction_id),
+            Ok(EndTransaction::Commit) => self.desk.end(&query.transaction_id, &Statement::Commit).await,
+            Ok(EndTransaction::Rollback) => self.desk.end(&query.transaction_id, &Statement::Rollback).await,
             _ => Err(Status::invalid_argument("a transaction is ended by commit or by rollback")),
         }
     }

@@ -37,7 +37,7 @@ use self::by_key::{Known, same_types};
 use self::copy::Copy;
 use self::cursor::{Cursor, CursorStatement};
 use self::functions::{Identity, Relation};
-use self::run::Work;
+use self::policy::Rights;
 pub use self::run::{Encode, Planned, ROWS_PER_PIECE, Rows, Stop};
 use self::settings::{AS_OF, READ_ONLY};
 pub use self::settings::{SERVER_VERSION, Settings};
@@ -49,7 +49,8 @@ use super::access_log::entry::{Entry, Visit};
 use super::auth::passwords::Passwords;
 use super::auth::{Client, Gate, Method, Origin, Place};
 use super::error::{QueryError, SqlState};
-use super::{Database, DefineError, Limits, ServeError, ViewChange};
+use super::{Database, DefineError, Limits, ServeError, TableChanges, ViewChange};
+use crate::catalog::function::expand;
 use crate::merge::point::PointQuery;
 use crate::metrics::Metrics;
 
@@ -169,8 +170,20 @@ pub struct Session {
 #[derive(Debug)]
 enum Transaction {
     None,
-    /// Pinned by its first statement.
-    Open(Option<Pinned>),
+    Open {
+        /// By its first statement.
+        pinned: Option<Pinned>,
+        work: Work,
+    },
+}
+
+/// What a transaction has changed.
+#[derive(Debug)]
+enum Work {
+    None,
+    Changes(Box<dyn TableChanges>),
+    /// A change failed or was cancelled: it cannot be committed.
+    Failed,
 }
 
 /// What all statements of a transaction read.
@@ -237,7 +250,7 @@ impl Session {
             return self.service.parser.parse(sql);
         }
         let (service, sql) = (Arc::clone(&self.service), sql.to_owned());
-        Work::start(&self.service.queries, async move { service.parser.parse(&sql) }).finish().await?
+        run::Work::start(&self.service.queries, async move { service.parser.parse(&sql) }).finish().await?
     }
 
     pub fn settings(&self) -> &Arc<Settings> {
@@ -266,7 +279,7 @@ impl Session {
     }
 
     pub fn in_transaction(&self) -> bool {
-        matches!(self.transaction, Transaction::Open(_))
+        matches!(self.transaction, Transaction::Open { .. })
     }
 
     /// Finds the types of a statement's parameters and results.
@@ -308,7 +321,7 @@ impl Session {
             Statement::Reload => (Some(reloaded()?.schema()), Vec::new()),
             Statement::Write(write) if write.kind != WriteKind::Truncate => {
                 let table = write.table(&self.settings.default_schema())?;
-                let pinned = self.service.database.pin_to_change(table, write.rows())?;
+                let pinned = self.service.database.pin_to_change(&table, write.rows())?;
                 let planned = self.plan_over(pinned, &write.query, None).await?;
                 (None, parameter_types(&write.query, &planned.plan)?)
             }
@@ -418,14 +431,25 @@ impl Session {
             }
             Statement::Begin { read_only } => {
                 if !self.in_transaction() {
-                    self.transaction = Transaction::Open(None);
+                    self.transaction = Transaction::Open { pinned: None, work: Work::None };
                 }
                 if *read_only {
                     self.settings.set(READ_ONLY, Some("on"), SetScope::Local)?;
                 }
                 Outcome::Began
             }
-            Statement::Commit => self.end("COMMIT"),
+            Statement::Commit => {
+                let ended = std::mem::replace(&mut self.transaction, Transaction::None);
+                let outcome = self.end("COMMIT");
+                match ended {
+                    Transaction::Open { work: Work::Changes(changes), .. } => self.commit(changes).await?,
+                    Transaction::Open { work: Work::Failed, .. } => {
+                        return Err(QueryError::in_failed_transaction());
+                    }
+                    _ => {}
+                }
+                outcome
+            }
             Statement::Rollback => self.end("ROLLBACK"),
             Statement::Savepoint(tag) if self.in_transaction() => Outcome::Done(tag),
             Statement::Savepoint(tag) => {
@@ -473,7 +497,7 @@ impl Session {
 
     fn pin(&mut self) -> Result<Arc<dyn CatalogProvider>, QueryError> {
         let as_of = self.settings.as_of();
-        if let Transaction::Open(Some(pinned)) = &self.transaction {
+        if let Transaction::Open { pinned: Some(pinned), .. } = &self.transaction {
             if pinned.as_of == as_of {
                 return Ok(Arc::clone(&pinned.catalog));
             }
@@ -484,7 +508,7 @@ impl Session {
         }
         let database = &self.service.database;
         let catalog = as_of.as_deref().map_or_else(|| database.pin(), |at| database.pin_as_of(at))?;
-        if let Transaction::Open(pinned) = &mut self.transaction {
+        if let Transaction::Open { pinned, .. } = &mut self.transaction {
             *pinned = Some(Pinned { as_of, catalog: Arc::clone(&catalog) });
         }
         Ok(catalog)
@@ -502,10 +526,20 @@ impl Session {
         query: &Query,
         parameters: Option<ParamValues>,
     ) -> Result<Planned, QueryError> {
-        let (service, rights) = (Arc::clone(&self.service), self.rights()?);
+        self.plan_as(self.rights()?, pinned, query, parameters).await
+    }
+
+    async fn plan_as(
+        &self,
+        rights: Rights,
+        pinned: Arc<dyn CatalogProvider>,
+        query: &Query,
+        parameters: Option<ParamValues>,
+    ) -> Result<Planned, QueryError> {
+        let service = Arc::clone(&self.service);
         let (settings, identity) = (Arc::clone(&self.settings), self.identity.clone());
         let query = query.clone();
-        Work::start(&self.service.queries, async move {
+        run::Work::start(&self.service.queries, async move {
             let mut state = service.template.clone();
             let default_schema = settings.default_schema();
             let (catalogs, named) = service.system.over(&pinned, &rights);
@@ -523,10 +557,11 @@ impl Session {
                 })?;
             }
             state.mark_start_execution();
+            let mut statement = query.ast.as_ref().clone();
+            expand(&mut statement, &service.database.functions(pinned.as_ref()))
+                .map_err(|reason| QueryError::new(SqlState::UNDEFINED_FUNCTION, reason))?;
             let plan = state
-                .statement_to_plan(datafusion::sql::parser::Statement::Statement(Box::new(
-                    query.ast.as_ref().clone(),
-                )))
+                .statement_to_plan(datafusion::sql::parser::Statement::Statement(Box::new(statement)))
                 .await
                 .map_err(|error| {
                     let shown = QueryError::of(&error);

@@ -7,8 +7,8 @@
 //! | `archive/<stream>/{events,duplicates,quarantine}/<epoch>-<nonce>.parquet` | its data |
 //! | `generations/<20 digits>.json` | manifests of published generations |
 //! | `views/<view>/<generation>-<run>-<nonce>.parquet` | partial states that generations name |
-//! | `tables/<table>/versions/<20 digits>.json` | manifests of a reference table's versions |
-//! | `tables/<table>/<version>-<nonce>.parquet` | the rows of a version |
+//! | `tables/commits/<20 digits>.json` | which version every reference table has |
+//! | `tables/rows/<table>/<version>-<nonce>.parquet` | the rows of a version |
 //! | `audit/seals/<20 digits>.json` | seals on all of this |
 //! | `audit/epochs/<20 digits>-<nonce>.jsonl` | the leaves that a seal added to the trees of streams |
 //! | `LOCK` | held by the one process that uses a local directory |
@@ -57,15 +57,15 @@ pub fn view(view: &str) -> Path {
     Path::from_iter(["views", view])
 }
 
-/// The manifest log of a reference table.
-pub fn table_versions(table: &str) -> Path {
-    Path::from_iter(["tables", table, "versions"])
+/// The manifest log of all reference tables.
+pub fn table_commits() -> Path {
+    Path::from("tables/commits")
 }
 
 /// A new name for the rows of a version; the nonce makes it unique among attempts.
 pub fn table_file(table: &str, version: u64) -> Path {
     let name = format!("{}-{}.parquet", padded(version), Uuid::new_v4().simple());
-    Path::from_iter(["tables", table, &name])
+    Path::from_iter(["tables", "rows", table, &name])
 }
 
 /// All seals.
@@ -85,11 +85,6 @@ pub fn seal_epochs(number: u64) -> Path {
 /// The archives of all streams, a folder each.
 pub fn archives() -> Path {
     Path::from("archive")
-}
-
-/// All reference tables, a folder each.
-pub fn tables() -> Path {
-    Path::from("tables")
 }
 
 /// The names within one stream's table.

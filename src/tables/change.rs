@@ -28,6 +28,12 @@ pub enum Change {
     Truncate,
 }
 
+impl Change {
+    fn touches_present_rows(&self) -> bool {
+        !matches!(self, Self::Insert { conflict: OnConflict::Fail | OnConflict::Skip(_), .. })
+    }
+}
+
 /// What becomes of an inserted row whose key is there already.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OnConflict {
@@ -50,6 +56,9 @@ pub(super) struct Applied {
 }
 
 pub(super) fn applied(rules: &TableRules, before: &RecordBatch, change: Change) -> Result<Applied, WriteError> {
+    if rules.table.append_only && change.touches_present_rows() {
+        return Err(WriteError::AppendOnly(rules.name()));
+    }
     match change {
         Change::Truncate => Ok(Applied { rows: RecordBatch::new_empty(before.schema()), count: before.num_rows() }),
         Change::Delete(rows) => {

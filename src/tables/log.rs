@@ -1,28 +1,33 @@
-//! The versions of one table in storage, and whose turn it is to make the next.
+//! The versions of all tables in storage, and whose turn it is to make the next.
+//!
+//! A commit is one document that says which version every table has from then on, so that several tables change in one
+//! step. Its number is that of the versions that it makes.
 //!
 //! | step | after a crash behind it |
 //! |---|---|
-//! | the file with all rows is written and synced | an orphan that nobody names |
-//! | manifest n+1 is created, unless it exists | the new version is there at the next start |
-//! | the version is swapped in memory | the same |
+//! | the files with all rows of each table that changed are written and synced | orphans that nobody names |
+//! | commit n+1 is created, unless it exists | the new versions are there at the next start |
+//! | the versions are swapped in memory | the same |
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{RecordBatch, new_null_array};
 use datafusion::arrow::compute::concat_batches;
 use object_store::path::Path;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use super::change::{Applied, Change, applied};
-use super::{Contents, TableRules, Version, WriteError};
+use super::transaction::{Changed, Transaction};
+use super::{Contents, TableRules, Tables, Version, WriteError};
 use crate::catalog::Fault;
 use crate::runtime::Clock;
 use crate::storage::manifest::ManifestLog;
 use crate::storage::parquet::{EncodedFile, ParquetSink, put_encoded, read_verified};
 use crate::storage::{Created, Storage, StorageError, paths};
 
-/// Versions that are told of in SQL; all stay in storage.
+/// Commits that are told of in SQL; all stay in storage.
 const HISTORY_MAX: u64 = 100;
 
 /// Why a table cannot be read.
@@ -37,12 +42,18 @@ pub enum OpenError {
     Unfit(Fault),
 }
 
-/// The one writer of a table.
+/// Which version every table has from a commit on, also those that are not declared any more.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    pub tables: BTreeMap<String, Version>,
+}
+
+/// The one writer of all tables.
 #[derive(Debug)]
 pub struct TableLog {
-    rules: Arc<TableRules>,
+    rules: BTreeMap<String, Arc<TableRules>>,
     storage: Storage,
-    versions: ManifestLog<Version>,
+    commits: ManifestLog<Commit>,
     bytes_max: usize,
     clock: Arc<dyn Clock>,
     head: Arc<Mutex<Head>>,
@@ -50,61 +61,86 @@ pub struct TableLog {
 
 #[derive(Debug)]
 struct Head {
-    current: Arc<Contents>,
-    /// A version of which it is not known whether its manifest was created.
-    undecided: Option<Arc<Contents>>,
+    current: State,
+    /// Of which it is not known whether its commit was created.
+    undecided: Option<State>,
+}
+
+/// What a commit left.
+#[derive(Debug, Clone)]
+struct State {
+    number: u64,
+    commit: Commit,
+    tables: Tables,
 }
 
 impl TableLog {
-    /// Reads the newest version. Changes nothing.
+    /// Reads the newest version of each table. Changes nothing.
     pub async fn open(
         storage: &Storage,
-        rules: Arc<TableRules>,
+        rules: &BTreeMap<String, Arc<TableRules>>,
         bytes_max: usize,
         clock: Arc<dyn Clock>,
-    ) -> Result<(Arc<Self>, Arc<Contents>), OpenError> {
-        let versions: ManifestLog<Version> = ManifestLog::new(storage, paths::table_versions(&rules.table.name));
-        let newest = versions.latest().await?.map_or_else(Version::none, |(_, version)| version);
-        let newest = Arc::new(newest);
-        let mut history = Vec::new();
-        for number in newest.number.saturating_sub(HISTORY_MAX - 1).max(1)..newest.number {
-            history.extend(versions.read(number).await?.map(Arc::new));
+    ) -> Result<(Arc<Self>, Tables), OpenError> {
+        let commits = log(storage);
+        let (number, commit) = commits.latest().await?.unwrap_or_default();
+        let mut histories: BTreeMap<&str, Vec<Arc<Version>>> = BTreeMap::new();
+        for older in number.saturating_sub(HISTORY_MAX - 1).max(1)..=number {
+            let Some(made) = commits.read(older).await? else { continue };
+            for (table, version) in made.tables.into_iter().filter(|(_, version)| version.number == older) {
+                if let Some((table, _)) = rules.get_key_value(&table) {
+                    histories.entry(table).or_default().push(Arc::new(version));
+                }
+            }
         }
-        if newest.number > 0 {
-            history.push(Arc::clone(&newest));
+        let mut tables = Tables::default();
+        for (table, rules) in rules {
+            let version = Arc::new(commit.tables.get(table).cloned().unwrap_or_else(Version::none));
+            let rows = read(storage, rules, &version).await?;
+            let history = Arc::new(histories.remove(table.as_str()).unwrap_or_default());
+            tables = tables.with(Arc::new(Contents { rules: Arc::clone(rules), version, rows, history }));
         }
-        let rows = read(storage, &rules, &newest).await?;
-        let current = Contents { rules: Arc::clone(&rules), version: newest, rows, history: Arc::new(history) };
-        let current = Arc::new(current);
-        let head = Arc::new(Mutex::new(Head { current: Arc::clone(&current), undecided: None }));
-        Ok((Arc::new(Self { rules, storage: storage.clone(), versions, bytes_max, clock, head }), current))
+        let current = State { number, commit, tables: tables.clone() };
+        let head = Arc::new(Mutex::new(Head { current, undecided: None }));
+        let (rules, storage) = (rules.clone(), storage.clone());
+        Ok((Arc::new(Self { rules, storage, commits, bytes_max, clock, head }), tables))
+    }
+
+    pub fn has(&self, table: &str) -> bool {
+        self.rules.contains_key(table)
+    }
+
+    /// How large a table may become.
+    pub fn bytes_max(&self) -> usize {
+        self.bytes_max
     }
 
     /// The rows of an older version, in the columns that the table has now.
-    pub async fn at(&self, number: u64) -> Result<RecordBatch, OpenError> {
+    pub async fn at(&self, table: &str, number: u64) -> Result<RecordBatch, OpenError> {
+        let missing = || OpenError::NoVersion { table: table.to_owned(), number };
+        let rules = self.rules.get(table).ok_or_else(missing)?;
+        let made = |commit: Commit| commit.tables.get(table).filter(|version| version.number == number).cloned();
         let version = match number {
             0 => Some(Version::none()),
-            number => self.versions.read(number).await?,
+            number => self.commits.read(number).await?.and_then(made),
         };
-        let missing = || OpenError::NoVersion { table: self.rules.name(), number };
-        read(&self.storage, &self.rules, &version.ok_or_else(missing)?).await
+        read(&self.storage, rules, &version.ok_or_else(missing)?).await
     }
 
-    /// Waits until nobody else changes the table, and keeps it so.
+    /// Waits until nobody else changes a table, and keeps it so. What became of a commit that was not answered is shown
+    /// to readers through `publish`.
     ///
     /// # Errors
-    /// When it cannot be found out what became of the change before.
-    pub async fn turn(self: &Arc<Self>, seen: impl FnOnce(&Arc<Contents>)) -> Result<Turn, WriteError> {
+    /// When it cannot be found out what became of it.
+    pub async fn turn(self: &Arc<Self>, publish: impl FnOnce(&Tables)) -> Result<Turn, WriteError> {
         let mut head = Arc::clone(&self.head).lock_owned().await;
         if let Some(undecided) = head.undecided.clone() {
-            match self.versions.read(undecided.version.number).await? {
-                Some(version) if version == *undecided.version => {
-                    head.current = Arc::clone(&undecided);
-                    seen(&undecided);
+            match self.commits.read(undecided.number).await? {
+                Some(commit) if commit == undecided.commit => {
+                    publish(&undecided.tables);
+                    head.current = undecided;
                 }
-                Some(version) => {
-                    return Err(WriteError::Fenced { table: self.rules.name(), version: version.number });
-                }
+                Some(_) => return Err(WriteError::Fenced { number: undecided.number }),
                 None => {}
             }
             head.undecided = None;
@@ -113,18 +149,23 @@ impl TableLog {
     }
 }
 
-/// Every version of `table`, oldest first, as the manifests tell of them.
+fn log(storage: &Storage) -> ManifestLog<Commit> {
+    ManifestLog::new(storage, paths::table_commits())
+}
+
+/// Every version of `table`, oldest first.
 pub async fn versions(storage: &Storage, table: &str) -> Result<Vec<Version>, StorageError> {
-    let log: ManifestLog<Version> = ManifestLog::new(storage, paths::table_versions(table));
-    let newest = log.latest().await?.map_or(0, |(number, _)| number);
+    let commits = log(storage);
+    let newest = commits.latest().await?.map_or(0, |(number, _)| number);
     let mut found = Vec::new();
     for number in 1..=newest {
-        found.extend(log.read(number).await?);
+        let made = commits.read(number).await?.and_then(|commit| commit.tables.get(table).cloned());
+        found.extend(made.filter(|version| version.number == number));
     }
     Ok(found)
 }
 
-/// The right to change a table once.
+/// The right to change tables once.
 #[derive(Debug)]
 pub struct Turn {
     log: Arc<TableLog>,
@@ -133,59 +174,69 @@ pub struct Turn {
 
 impl Turn {
     /// What will be changed.
-    pub fn contents(&self) -> &Arc<Contents> {
-        &self.head.current
+    pub fn tables(&self) -> &Tables {
+        &self.head.current.tables
     }
 
-    pub fn bytes_max(&self) -> usize {
-        self.log.bytes_max
-    }
-
-    /// Makes the next version and shows it to readers through `publish`. Returns how many rows were touched; when that is
-    /// none, there is no new version. Must be carried out to its end once it has begun.
+    /// Makes the next version of each table that `transaction` changed, all in one step, and shows them to readers
+    /// through `publish`. Must be carried out to its end once it has begun.
+    ///
+    /// # Errors
+    /// [`WriteError::Conflict`] when one of the tables that it changed or is in `read` was changed since it began.
     pub async fn commit(
         mut self,
-        change: Change,
-        statement: &str,
+        transaction: Transaction,
+        read: &BTreeSet<String>,
         user: &str,
-        publish: impl FnOnce(&Arc<Contents>),
-    ) -> Result<u64, WriteError> {
-        let log = Arc::clone(&self.log);
-        let (rules, before) = (Arc::clone(&log.rules), Arc::clone(&self.head.current));
-        let bytes_max = log.bytes_max;
-        let prepared = tokio::task::spawn_blocking(move || prepare(&rules, &before.rows, change, bytes_max));
-        let panicked = |_| WriteError::Panicked { table: log.rules.name() };
-        let (Applied { rows, count }, file) = prepared.await.map_err(panicked)??;
-        let count = count as u64;
-        if count == 0 {
-            return Ok(0);
+        publish: impl FnOnce(&Tables),
+    ) -> Result<(), WriteError> {
+        let (base, changed) = transaction.into_parts();
+        let number_in = |tables: &Tables, table: &str| tables.get(table).map(|contents| contents.version.number);
+        if let Some(table) = changed
+            .keys()
+            .chain(read)
+            .find(|table| number_in(&base, table) != number_in(&self.head.current.tables, table))
+        {
+            return Err(WriteError::Conflict { table: table.clone() });
         }
-        let number = self.head.current.version.number + 1;
-        let path = paths::table_file(&log.rules.table.name, number);
-        let written = put_encoded(&log.storage, &path, &file).await?;
-        let version = Arc::new(Version {
-            number,
-            changed_at: log.clock.now(),
-            changed_by: user.to_owned(),
-            change: statement.to_owned(),
-            changed_rows: count,
-            rows: written.rows,
-            path: written.path.to_string(),
-            bytes: written.bytes,
-            sha256: written.sha256,
-        });
-        let next = Arc::new(self.head.current.next(version, rows));
-        match log.versions.create(number, &next.version).await {
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let log = Arc::clone(&self.log);
+        let mut next = self.head.current.clone();
+        next.number += 1;
+        for (table, Changed { rules, rows, statement, touched }) in changed {
+            let Some(before) = self.head.current.tables.get(&table) else { return Err(WriteError::Unknown(table)) };
+            let (encoded, of) = (rows.clone(), Arc::clone(&rules));
+            let file = tokio::task::spawn_blocking(move || encode(&of, &encoded)).await;
+            let file = file.map_err(|_| WriteError::Panicked { table: table.clone() })??;
+            let path = paths::table_file(&table, next.number);
+            let written = put_encoded(&log.storage, &path, &file).await?;
+            let version = Arc::new(Version {
+                number: next.number,
+                changed_at: log.clock.now(),
+                changed_by: user.to_owned(),
+                change: statement,
+                changed_rows: touched,
+                rows: written.rows,
+                path: written.path.to_string(),
+                bytes: written.bytes,
+                sha256: written.sha256,
+            });
+            next.commit.tables.insert(table, Version::clone(&version));
+            next.tables = next.tables.with(Arc::new(before.next(version, rows)));
+        }
+        match log.commits.create(next.number, &next.commit).await {
             Ok(Created::New | Created::MineAlready) => {}
-            Ok(Created::Taken) => return Err(WriteError::Fenced { table: log.rules.name(), version: number }),
+            Ok(Created::Taken) => return Err(WriteError::Fenced { number: next.number }),
             Err(source) => {
                 self.head.undecided = Some(next);
-                return Err(WriteError::Undecided { table: log.rules.name(), source: Box::new(source) });
+                return Err(WriteError::Undecided { source: Box::new(source) });
             }
         }
-        self.head.current = Arc::clone(&next);
-        publish(&next);
-        Ok(count)
+        publish(&next.tables);
+        self.head.current = next;
+        Ok(())
     }
 }
 
@@ -199,25 +250,13 @@ impl Contents {
     }
 }
 
-fn prepare(
-    rules: &TableRules,
-    before: &RecordBatch,
-    change: Change,
-    bytes_max: usize,
-) -> Result<(Applied, EncodedFile), WriteError> {
-    let applied = applied(rules, before, change)?;
-    let bytes = applied.rows.get_array_memory_size();
-    // A table that is too large since the setting was lowered may shrink.
-    if bytes > bytes_max && bytes > before.get_array_memory_size() {
-        return Err(WriteError::TooLarge { table: rules.name(), bytes, max: bytes_max });
-    }
+fn encode(rules: &TableRules, rows: &RecordBatch) -> Result<EncodedFile, WriteError> {
     let encode = || {
-        let mut sink = ParquetSink::new(&applied.rows.schema())?;
-        sink.append(&applied.rows)?;
+        let mut sink = ParquetSink::new(&rows.schema())?;
+        sink.append(rows)?;
         sink.finish()
     };
-    let file = encode().map_err(|error| rules.compute(error))?;
-    Ok((applied, file))
+    encode().map_err(|error| rules.compute(error))
 }
 
 /// The rows of a version in the columns that are declared now, whose rules they keep.

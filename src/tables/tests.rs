@@ -1,9 +1,12 @@
 #![allow(clippy::unwrap_used)]
+use std::collections::BTreeSet;
+
 use datafusion::arrow::array::{ArrayRef, AsArray, Int64Array, StringArray};
 use datafusion::arrow::datatypes::Int64Type;
 
 use super::change::{Change, OnConflict, numbered};
 use super::log::{OpenError, TableLog, versions};
+use super::transaction::Transaction;
 use super::*;
 use crate::catalog::Catalog;
 use crate::catalog::ddl::{self, Definition};
@@ -24,8 +27,16 @@ fn rules(sql: &str) -> Arc<TableRules> {
     Arc::new(TableRules { table: Arc::new(table), checks })
 }
 
+async fn open_all(storage: &Storage, sqls: &[&str], bytes_max: usize) -> Result<(Arc<TableLog>, Tables), OpenError> {
+    let rules = sqls.iter().map(|sql| rules(sql)).map(|rules| (rules.table.name.clone(), rules)).collect();
+    TableLog::open(storage, &rules, bytes_max, Arc::new(SystemClock)).await
+}
+
+/// The log, and its one table.
 async fn open(storage: &Storage, sql: &str) -> Result<(Arc<TableLog>, Arc<Contents>), OpenError> {
-    TableLog::open(storage, rules(sql), 1 << 20, Arc::new(SystemClock)).await
+    let (log, tables) = open_all(storage, &[sql], 1 << 20).await?;
+    let (_, contents) = tables.iter().next().unwrap();
+    Ok((log, Arc::clone(contents)))
 }
 
 /// Item, price and note.
@@ -48,8 +59,27 @@ fn insert(rows: &[(&str, i64)]) -> Change {
     Change::Insert { rows: vec![batch(&rows)], conflict: OnConflict::Fail }
 }
 
+async fn begin(log: &Arc<TableLog>) -> Transaction {
+    Transaction::over(log.turn(|_| {}).await.unwrap().tables().clone(), log.bytes_max())
+}
+
+async fn end(log: &Arc<TableLog>, transaction: Transaction, read: &[&str]) -> Result<(), WriteError> {
+    let read = read.iter().map(|table| (*table).to_owned()).collect();
+    log.turn(|_| {}).await?.commit(transaction, &read, "analyst", |_| {}).await
+}
+
+/// One change of the first table, committed.
 async fn commit(log: &Arc<TableLog>, change: Change) -> Result<u64, WriteError> {
-    log.turn(|_| {}).await?.commit(change, "INSERT", "analyst", |_| {}).await
+    let turn = log.turn(|_| {}).await?;
+    let mut transaction = Transaction::over(turn.tables().clone(), log.bytes_max());
+    let (table, _) = turn.tables().iter().next().unwrap();
+    let touched = transaction.apply(table, change, "INSERT").await?;
+    turn.commit(transaction, &BTreeSet::new(), "analyst", |_| {}).await?;
+    Ok(touched)
+}
+
+fn rows<'a>(tables: &'a Tables, table: &str) -> &'a RecordBatch {
+    &tables.get(table).unwrap().rows
 }
 
 /// `item=price:note ...`
@@ -63,7 +93,7 @@ fn shown(rows: &RecordBatch) -> String {
 }
 
 async fn now(log: &Arc<TableLog>) -> String {
-    shown(&log.turn(|_| {}).await.unwrap().contents().rows)
+    shown(&log.turn(|_| {}).await.unwrap().tables().iter().next().unwrap().1.rows)
 }
 
 #[tokio::test]
@@ -73,10 +103,10 @@ async fn every_version_is_there_after_a_restart_and_by_number() {
     assert_eq!((empty.version.number, empty.rows.num_rows()), (0, 0));
     let mut seen = Vec::new();
     let turn = log.turn(|_| {}).await.unwrap();
-    let made =
-        turn.commit(insert(&[("pear", 2), ("plum", 3)]), "INSERT", "ann", |next| seen.push(Arc::clone(next)));
-    assert_eq!(made.await.unwrap(), 2);
-    assert_eq!(seen.iter().map(|contents| shown(&contents.rows)).collect::<Vec<_>>(), ["pear=2 plum=3"]);
+    let mut first = Transaction::over(turn.tables().clone(), log.bytes_max());
+    assert_eq!(first.apply("prices", insert(&[("pear", 2), ("plum", 3)]), "INSERT").await.unwrap(), 2);
+    turn.commit(first, &BTreeSet::new(), "ann", |next| seen.push(next.clone())).await.unwrap();
+    assert_eq!(seen.iter().map(|next| shown(rows(next, "prices"))).collect::<Vec<_>>(), ["pear=2 plum=3"]);
     assert_eq!(commit(&log, insert(&[])).await.unwrap(), 0, "nothing changed, no version");
     assert_eq!(commit(&log, insert(&[("fig", 9)])).await.unwrap(), 1);
     assert_eq!(commit(&log, Change::Truncate).await.unwrap(), 3);
@@ -86,9 +116,9 @@ async fn every_version_is_there_after_a_restart_and_by_number() {
     let history: Vec<_> =
         contents.history.iter().map(|v| (v.number, v.changed_by.as_str(), v.changed_rows, v.rows)).collect();
     assert_eq!(history, [(1, "ann", 2, 2), (2, "analyst", 1, 3), (3, "analyst", 3, 0)]);
-    assert_eq!(shown(&log.at(2).await.unwrap()), "pear=2 plum=3 fig=9");
-    assert_eq!(shown(&log.at(0).await.unwrap()), "");
-    assert!(matches!(log.at(4).await, Err(OpenError::NoVersion { number: 4, .. })));
+    assert_eq!(shown(&log.at("prices", 2).await.unwrap()), "pear=2 plum=3 fig=9");
+    assert_eq!(shown(&log.at("prices", 0).await.unwrap()), "");
+    assert!(matches!(log.at("prices", 4).await, Err(OpenError::NoVersion { number: 4, .. })));
     assert_eq!(commit(&log, insert(&[("fig", 1)])).await.unwrap(), 1);
     assert_eq!(now(&log).await, "fig=1");
 }
@@ -120,7 +150,7 @@ async fn rows_are_updated_deleted_and_inserted_over_each_other() {
     let storage = Storage::open("memory:///", std::iter::empty()).unwrap();
     let (log, _) = open(&storage, PRICES).await.unwrap();
     commit(&log, insert(&[("pear", 2), ("plum", 3), ("fig", 4)])).await.unwrap();
-    let numbered = numbered(&log.turn(|_| {}).await.unwrap().contents().rows).unwrap();
+    let numbered = numbered(rows(log.turn(|_| {}).await.unwrap().tables(), "prices")).unwrap();
     let swapped = RecordBatch::try_from_iter([
         ("item", Arc::new(StringArray::from(vec!["plum", "pear"])) as ArrayRef),
         ("price", Arc::new(Int64Array::from(vec![20, 30])) as ArrayRef),
@@ -156,7 +186,7 @@ async fn who_comes_second_is_fenced() {
     let (second, _) = open(&storage, PRICES).await.unwrap();
     commit(&first, insert(&[("pear", 2)])).await.unwrap();
     let error = commit(&second, insert(&[("plum", 3)])).await.unwrap_err();
-    assert!(matches!(error, WriteError::Fenced { version: 1, .. }), "{error}");
+    assert!(matches!(error, WriteError::Fenced { number: 1 }), "{error}");
     let (_, contents) = open(&storage, PRICES).await.unwrap();
     assert_eq!(shown(&contents.rows), "pear=2");
 }
@@ -171,8 +201,8 @@ async fn what_storage_did_not_answer_is_found_out_by_the_next_change() {
         let error = commit(&log, insert(&[("pear", 2)])).await.unwrap_err();
         assert!(matches!(error, WriteError::Undecided { .. }), "{error}");
         let mut adopted = 0;
-        let turn = log.turn(|_| adopted += 1).await.unwrap();
-        turn.commit(insert(&[("plum", 3)]), "INSERT", "analyst", |_| {}).await.unwrap();
+        drop(log.turn(|_| adopted += 1).await.unwrap());
+        commit(&log, insert(&[("plum", 3)])).await.unwrap();
         assert_eq!((now(&log).await.as_str(), adopted > 0), (expected, fault == Fault::Unanswered));
         let (_, contents) = open(&faulty.storage(), PRICES).await.unwrap();
         assert_eq!(shown(&contents.rows), expected);
@@ -199,12 +229,12 @@ async fn a_damaged_or_lost_file_is_named() {
 #[tokio::test]
 async fn a_table_stays_within_its_limit() {
     let storage = Storage::open("memory:///", std::iter::empty()).unwrap();
-    let (log, _) = TableLog::open(&storage, rules(PRICES), 1000, Arc::new(SystemClock)).await.unwrap();
+    let (log, _) = open_all(&storage, &[PRICES], 1000).await.unwrap();
     let many: Vec<String> = (0..100).map(|n| format!("item {n}")).collect();
-    let rows: Vec<(&str, i64)> = many.iter().map(|item| (item.as_str(), 1)).collect();
-    let error = commit(&log, insert(&rows)).await.unwrap_err().to_string();
+    let items: Vec<(&str, i64)> = many.iter().map(|item| (item.as_str(), 1)).collect();
+    let error = commit(&log, insert(&items)).await.unwrap_err().to_string();
     assert!(error.contains("`tables.bytes_max` is 1000"), "{error}");
-    assert_eq!(commit(&log, insert(&rows[..2])).await.unwrap(), 2);
+    assert_eq!(commit(&log, insert(&items[..2])).await.unwrap(), 2);
 }
 
 #[tokio::test]
@@ -244,4 +274,74 @@ async fn identifiers_have_one_text() {
     let again = commit(&log, ids(vec![&upper.to_lowercase()])).await.unwrap_err();
     assert!(matches!(again, WriteError::Duplicate { .. }), "{again}");
     assert!(matches!(commit(&log, ids(vec!["x"])).await, Err(WriteError::NotAUuid(_))));
+}
+
+const STOCKS: &str = "CREATE TABLE shop.stocks (item TEXT PRIMARY KEY, price BIGINT, note TEXT) WITH (append_only = 'true')";
+
+#[tokio::test]
+async fn several_tables_change_in_one_step_or_not_at_all() {
+    let faulty = FaultyStore::in_memory();
+    let open = || async { open_all(&faulty.storage(), &[PRICES, STOCKS], 1 << 20).await.unwrap() };
+    let (log, _) = open().await;
+    let mut both = begin(&log).await;
+    both.apply("prices", insert(&[("pear", 2)]), "INSERT").await.unwrap();
+    both.apply("shop.stocks", insert(&[("pear", 70)]), "INSERT").await.unwrap();
+    let broken = both.apply("prices", insert(&[("pear", 3)]), "INSERT").await;
+    assert!(matches!(broken, Err(WriteError::Duplicate { .. })), "it sees its own changes");
+    both.apply("prices", insert(&[("fig", 4)]), "INSERT").await.unwrap();
+    assert_eq!(shown(rows(&both.tables(), "prices")), "pear=2 fig=4", "a change that failed left nothing");
+    assert_eq!(shown(rows(log.turn(|_| {}).await.unwrap().tables(), "prices")), "", "nobody else sees it");
+    end(&log, both, &[]).await.unwrap();
+    let after = |tables: &Tables| (shown(rows(tables, "prices")), shown(rows(tables, "shop.stocks")));
+    let expected = ("pear=2 fig=4".to_owned(), "pear=70".to_owned());
+    assert_eq!(after(log.turn(|_| {}).await.unwrap().tables()), expected);
+    assert_eq!(after(&open().await.1), expected);
+
+    // The two files are written first, the commit third: whichever fails, a reader finds both tables as they were.
+    for (nth, fault) in [(0, Fault::DiskFull), (1, Fault::DiskFull), (2, Fault::DiskFull)] {
+        let (log, _) = open().await;
+        let mut both = begin(&log).await;
+        both.apply("prices", insert(&[("kiwi", 5)]), "INSERT").await.unwrap();
+        both.apply("shop.stocks", insert(&[("kiwi", 5)]), "INSERT").await.unwrap();
+        faulty.fail_write(nth, fault);
+        end(&log, both, &[]).await.unwrap_err();
+        assert_eq!(after(log.turn(|_| {}).await.unwrap().tables()), expected);
+        assert_eq!(after(&open().await.1), expected);
+    }
+}
+
+#[tokio::test]
+async fn the_first_to_commit_wins() {
+    let storage = Storage::open("memory:///", std::iter::empty()).unwrap();
+    let (log, _) = open_all(&storage, &[PRICES, STOCKS], 1 << 20).await.unwrap();
+    let add = |item: &'static str| insert(&[(item, 1)]);
+    // What a transaction changes or reads must be as it was when it began; the rest may have changed.
+    for (changes, reads, wins) in
+        [("prices", &[][..], false), ("shop.stocks", &["prices"][..], false), ("shop.stocks", &[][..], true)]
+    {
+        let mut late = begin(&log).await;
+        late.apply(changes, add("late"), "INSERT").await.unwrap();
+        let mut first = begin(&log).await;
+        first.apply("prices", Change::Truncate, "TRUNCATE TABLE").await.unwrap();
+        first.apply("prices", add("first"), "INSERT").await.unwrap();
+        end(&log, first, &[]).await.unwrap();
+        let ended = end(&log, late, reads).await;
+        assert_eq!(ended.is_ok(), wins);
+        assert!(wins || matches!(ended, Err(WriteError::Conflict { ref table }) if table == "prices"));
+    }
+}
+
+#[tokio::test]
+async fn rows_are_only_added_where_it_is_declared() {
+    let storage = Storage::open("memory:///", std::iter::empty()).unwrap();
+    let (log, _) = open_all(&storage, &[STOCKS], 1 << 20).await.unwrap();
+    assert_eq!(commit(&log, insert(&[("pear", 2)])).await.unwrap(), 1);
+    let same = numbered(rows(log.turn(|_| {}).await.unwrap().tables(), "shop.stocks")).unwrap();
+    let over = OnConflict::Update { key: vec!["item".to_owned()], columns: vec!["price".to_owned()] };
+    let over = Change::Insert { rows: vec![same.clone()], conflict: over };
+    for change in [Change::Truncate, Change::Delete(vec![same.clone()]), Change::Update(vec![same.clone()]), over] {
+        assert!(matches!(commit(&log, change).await, Err(WriteError::AppendOnly(_))));
+    }
+    let skip = Change::Insert { rows: vec![same], conflict: OnConflict::Skip(None) };
+    assert_eq!(commit(&log, skip).await.unwrap(), 0);
 }

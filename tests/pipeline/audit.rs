@@ -266,19 +266,19 @@ const TAMPERINGS: &[Tampering] = &[
     ("a manifest", |dir| flip(&numbered(dir, "generations", 0)), &["generations/", "manifest"]),
     (
         "a manifest, with its own SHA-256",
-        |dir| forge::manifest(&forge::sealed_generation(dir), "engine_version"),
+        |dir| forge::manifest(&forge::sealed_generation(dir), "/engine_version"),
         &["generations/", "that seal"],
     ),
     ("a file of a view", |dir| flip(&numbered(dir, "views/pages", 0)), &["views/pages", "manifest"]),
     (
         "a version of a table",
-        |dir| forge::manifest(&numbered(dir, "tables/prices/versions", 0), "changed_by"),
-        &["tables/prices/versions", "that seal"],
+        |dir| forge::manifest(&numbered(dir, "tables/commits", 0), "/tables/prices/changed_by"),
+        &["tables/commits", "that seal"],
     ),
     (
         "a version of a table removed",
-        |dir| std::fs::remove_file(numbered(dir, "tables/prices/versions", 0)).unwrap(),
-        &["tables/prices/versions", "missing"],
+        |dir| std::fs::remove_file(numbered(dir, "tables/commits", 0)).unwrap(),
+        &["tables/commits", "missing"],
     ),
 ];
 

@@ -6,6 +6,7 @@
 
 mod access_log;
 mod audit;
+mod billing;
 mod brokers;
 mod by_key;
 mod damage;
@@ -20,6 +21,7 @@ mod kafka;
 mod keeping;
 mod partitions;
 mod processes;
+mod psql;
 mod random;
 mod reconcile;
 mod records;
@@ -30,6 +32,7 @@ mod server;
 mod snapshots;
 mod tables;
 mod tls;
+mod transactions;
 mod versions;
 mod world;
 mod zombie;

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF};
 
 mod array_agg_limit;
+pub mod error;
 mod money;
 mod multiset_digest;
 
 /// Functions of one row.
 pub fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
     vec![
+        Arc::new(ScalarUDF::new_from_impl(error::Raise::new())),
         Arc::new(ScalarUDF::new_from_impl(money::Arithmetic::add())),
         Arc::new(ScalarUDF::new_from_impl(money::Arithmetic::multiply())),
         Arc::new(ScalarUDF::new_from_impl(money::RoundHalfEven::new())),

@@ -17,20 +17,13 @@ pub(super) async fn verify(
     report: &mut Report,
 ) -> Result<(), AuditError> {
     let mut sealed: BTreeMap<&str, (u64, NodeHash)> = BTreeMap::new();
-    let mut tables: BTreeMap<&str, u64> = BTreeMap::new();
     for statement in statements {
         sealed.extend(statement.manifests.iter().map(|(path, hash)| (path.as_str(), (statement.seal, *hash))));
-        tables.extend(statement.tables.iter().map(|(table, number)| (table.as_str(), *number)));
     }
-    let generation = statements.last().map_or(0, |statement| statement.generation);
+    let (generation, tables) = statements.last().map_or((0, 0), |last| (last.generation, last.tables));
     let mut check = Check { storage, sealed, read: BTreeSet::new(), report };
     check.generations(generation).await?;
-    let mut names: BTreeSet<String> = seal::tables(storage).await?.into_iter().collect();
-    names.extend(tables.keys().map(|table| (*table).to_owned()));
-    for table in names {
-        check.versions(&table, tables.get(table.as_str()).copied().unwrap_or_default()).await?;
-    }
-    Ok(())
+    check.commits(tables).await
 }
 
 struct Check<'a> {
@@ -38,12 +31,12 @@ struct Check<'a> {
     /// By object name, the seal and the SHA-256 that it says.
     sealed: BTreeMap<&'a str, (u64, NodeHash)>,
     /// Files that were read, and the SHA-256 that they must have.
-    read: BTreeSet<(String, String)>,
+    read: BTreeSet<(String, String, Absent)>,
     report: &'a mut Report,
 }
 
 /// What it means that a file is not there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Absent {
     IsLost,
     /// Nobody needs it any more.
@@ -72,13 +65,18 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// All versions of a table stay.
-    async fn versions(&mut self, table: &str, sealed: u64) -> Result<(), AuditError> {
-        let dir = paths::table_versions(table);
+    /// All commits of tables stay, and the rows of all versions.
+    async fn commits(&mut self, sealed: u64) -> Result<(), AuditError> {
+        let dir = paths::table_commits();
         let newest = seal::manifest_numbers(self.storage, &dir).await?.last().copied().unwrap_or_default();
         for number in 1..=newest.max(sealed) {
             match self.manifest(&dir, number).await? {
-                Some(manifest) => self.file(&manifest.body, Absent::IsLost).await?,
+                Some(manifest) => {
+                    let tables = manifest.body.get("tables").and_then(Value::as_object);
+                    for version in tables.into_iter().flat_map(|tables| tables.values()) {
+                        self.file(version, Absent::IsLost).await?;
+                    }
+                }
                 None if self.report.divergences.last().is_some_and(|fault| names(fault, &dir, number)) => {}
                 None => self.fault(&dir.clone().join(format!("{}.json", paths::padded(number))), "it is missing"),
             }
@@ -113,7 +111,7 @@ impl Check<'_> {
     async fn file(&mut self, named: &Value, absent: Absent) -> Result<(), AuditError> {
         let text = |field: &str| named.get(field).and_then(Value::as_str).unwrap_or_default();
         let path = Path::from(text("path"));
-        if !self.read.insert((path.to_string(), text("sha256").to_owned())) && absent == Absent::WasCollected {
+        if !self.read.insert((path.to_string(), text("sha256").to_owned(), absent)) {
             return Ok(());
         }
         match self.storage.read(&path).await? {

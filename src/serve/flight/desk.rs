@@ -20,13 +20,13 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use tonic::Status;
 use uuid::Uuid;
 
-use super::answer::{Batches, as_they_are, batches, no_rows};
+use super::answer::{Batches, as_they_are, batches, no_rows, refusal};
 use super::asker::{Asker, Authorization};
 use crate::serve::Database;
 use crate::serve::auth::{Gate, Origin};
 use crate::serve::error::{QueryError, SqlState};
 use crate::serve::session::statement::Statement;
-use crate::serve::session::{Outcome, Prepared, QueryService, Session};
+use crate::serve::session::{Encode, Outcome, Prepared, QueryService, ROWS_PER_PIECE, Session};
 use crate::serve::values::checked_cast;
 
 /// How long a result waits for its ticket: it holds a snapshot.
@@ -377,8 +377,11 @@ impl Desk {
         self.transactions.put(Arc::new(AsyncMutex::new(session)))
     }
 
-    pub(super) fn end(&self, transaction: &[u8]) -> Result<(), Status> {
-        self.transactions.take(transaction).map(drop).ok_or_else(no_transaction)
+    pub(super) async fn end(&self, transaction: &[u8], by: &Statement) -> Result<(), Status> {
+        let session = self.transactions.take(transaction).ok_or_else(no_transaction)?;
+        let nothing = |_: &SchemaRef| Ok(Encode::new(ROWS_PER_PIECE, |_| Ok(())));
+        let ended = session.lock().await.execute(by, None, None, nothing).await;
+        ended.map(drop).map_err(refusal)
     }
 
     /// Stops what the tickets of `info` stand for.

@@ -91,6 +91,12 @@ impl Queries {
     {
         let mut session = connection.session.lock().await;
         check_status(client.transaction_status(), statement)?;
+        let failed = client.transaction_status() == TransactionStatus::Error;
+        // As PostgreSQL: a failed transaction cannot be committed.
+        let statement = match statement {
+            Statement::Commit if failed => &Statement::Rollback,
+            statement => statement,
+        };
         let format = bound.format;
         let mut infos = Arc::new(Vec::new());
         let described = &mut infos;
@@ -100,8 +106,12 @@ impl Queries {
             Ok(Encode::new(ROWS_PER_PIECE, move |batch| encoder.encode(&batch)))
         };
         let work = session.execute(statement, bound.parameters, bound.prepared, encoder);
-        let outcome = stop.race(work).await.and_then(|done| done).map_err(wire)?;
-        let failed = client.transaction_status() == TransactionStatus::Error;
+        let outcome = stop.race(work).await.and_then(|done| done);
+        if outcome.is_err() && matches!(statement, Statement::Commit) {
+            // What could not be committed is rolled back.
+            client.set_transaction_status(TransactionStatus::Idle);
+        }
+        let outcome = outcome.map_err(wire)?;
         Ok(match outcome {
             Outcome::Rows { rows, tag, .. } => Started::Rows { infos, rows: row_stream(rows), tag },
             Outcome::Table { batch, tag } => {
@@ -120,11 +130,7 @@ impl Queries {
             Outcome::Began => {
                 Started::Done { tag: "BEGIN", rows: None, status: Some(TransactionStatus::Transaction) }
             }
-            Outcome::Ended(tag) => {
-                // As PostgreSQL: a failed transaction cannot be committed.
-                let tag = if failed { "ROLLBACK" } else { tag };
-                Started::Done { tag, rows: None, status: Some(TransactionStatus::Idle) }
-            }
+            Outcome::Ended(tag) => Started::Done { tag, rows: None, status: Some(TransactionStatus::Idle) },
             Outcome::Forget { name, tag } => {
                 forget(client, connection, name.as_deref())?;
                 Started::Done { tag, rows: None, status: None }

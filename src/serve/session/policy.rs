@@ -21,6 +21,7 @@ use super::statement::Query;
 use super::write::{Write, WriteKind};
 use crate::catalog::ddl::{self, Definition};
 use crate::catalog::role::{Privilege, Role};
+use crate::catalog::schema_and_table;
 use crate::catalog::version;
 use crate::serve::auth::unknown_role;
 use crate::serve::error::{QueryError, SqlState};
@@ -35,6 +36,11 @@ const PUBLIC: &str = "public";
 pub(super) struct Rights(Option<Arc<Role>>);
 
 impl Rights {
+    /// Of the server itself.
+    pub(super) fn all() -> Self {
+        Self(None)
+    }
+
     /// Looked up for each statement: roles may have changed since the session began.
     pub(super) fn of(database: &dyn Database, user: &str) -> Result<Self, QueryError> {
         match database.roles() {
@@ -85,7 +91,8 @@ impl Rights {
             WriteKind::Delete => &[Privilege::Delete],
             WriteKind::Truncate => &[Privilege::Truncate],
         };
-        privileges.iter().try_for_each(|privilege| self.needs(*privilege, PUBLIC, table))
+        let (schema, table) = schema_and_table(table);
+        privileges.iter().try_for_each(|privilege| self.needs(*privilege, schema, table))
     }
 
     pub(super) fn refresh(&self, view: &str) -> Result<(), QueryError> {

@@ -2,18 +2,23 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::RecordBatch;
+use datafusion::arrow::array::{ArrayRef, RecordBatch};
+use datafusion::arrow::datatypes::Field;
+use datafusion::arrow::error::ArrowError;
+use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::common::ParamValues;
 use datafusion::sql::sqlparser::ast::{
     self, Assignment, AssignmentTarget, ConflictTarget, Expr, FromTable, Ident, ObjectName, OnConflictAction,
     OnInsert, TableFactor, TableObject, TableWithJoins,
 };
 
-use super::Session;
-use super::run::{self, Encode, ROWS_PER_PIECE, Rows};
+use super::policy::Rights;
+use super::run::{self, Encode, Planned, ROWS_PER_PIECE, Rows};
 use super::settings::AS_OF;
-use super::statement::Query;
-use crate::serve::ChangedRows;
+use super::statement::{Query, Statement};
+use super::{Session, Transaction, Work};
+use crate::catalog::{RESERVED_SCHEMAS, qualified, schema_and_table};
+use crate::serve::{ChangedRows, TableChanges};
 use crate::serve::error::{QueryError, SqlState};
 use crate::tables::WriteError;
 use crate::tables::change::{Change, OnConflict};
@@ -86,10 +91,11 @@ impl Write {
     }
 
     /// The table that is meant when the session looks up names in `default_schema`.
-    pub fn table(&self, default_schema: &str) -> Result<&str, QueryError> {
-        match self.schema.as_deref().unwrap_or(default_schema) {
-            "public" => Ok(&self.table),
-            schema => Err(QueryError::refused(&format!("{} of {schema}.{}", self.query.tag, self.table))),
+    pub fn table(&self, default_schema: &str) -> Result<String, QueryError> {
+        let schema = self.schema.as_deref().unwrap_or(default_schema);
+        match RESERVED_SCHEMAS.contains(&schema) {
+            true => Err(QueryError::refused(&format!("{} of {schema}.{}", self.query.tag, self.table))),
+            false => Ok(qualified(schema, &self.table)),
         }
     }
 
@@ -184,22 +190,24 @@ fn unsupported(what: &str) -> QueryError {
 
 impl Session {
     /// Changes a reference table; returns how many rows were touched.
-    pub(super) async fn write(&self, write: &Write, parameters: Option<ParamValues>) -> Result<u64, QueryError> {
+    pub(super) async fn write(
+        &mut self,
+        write: &Write,
+        parameters: Option<ParamValues>,
+    ) -> Result<u64, QueryError> {
         let tag = write.query.tag;
         let table = write.table(&self.settings.default_schema())?;
         self.refuse_write(tag)?;
-        self.permit_write(write, table)?;
-        let _turn = self.place.turn().await?;
-        let turn = self.service.database.change_table(table, write.rows()).await?;
+        self.permit_write(write, &table)?;
+        let place = Arc::clone(&self.place);
+        let _turn = place.turn().await?;
+        let changes = self.begin_changes().await?;
         let rows = match write.kind {
             WriteKind::Truncate => Vec::new(),
             _ => {
-                let planned = self.plan_over(turn.pinned(), &write.query, parameters).await?;
-                let all: Encode<RecordBatch> = Encode::new(ROWS_PER_PIECE, Ok);
-                let service = &self.service;
-                let rows =
-                    run::run(&service.queries, &service.metrics, planned, service.limits.pieces_buffered, all);
-                collected(rows, table, turn.bytes_max()).await?
+                let pinned = changes.pinned_for(&table, write.rows())?;
+                let planned = self.plan_over(pinned, &write.query, parameters).await?;
+                collected(self.start(planned), &table, changes.bytes_max()).await?
             }
         };
         let change = match &write.kind {
@@ -208,18 +216,81 @@ impl Session {
             WriteKind::Delete => Change::Delete(rows),
             WriteKind::Truncate => Change::Truncate,
         };
-        let touched = turn.commit(change, tag, &self.identity.user).await?;
-        tracing::info!(
-            table,
-            statement = tag,
-            rows = touched,
-            user = self.identity.user,
-            "reference table changed"
-        );
+        self.apply(changes, &table, change, tag).await
+    }
+
+    /// The changes of this transaction so far, or of a statement that is one by itself. Until they are applied, the
+    /// transaction cannot be committed.
+    pub(super) async fn begin_changes(&mut self) -> Result<Box<dyn TableChanges>, QueryError> {
+        if !self.in_transaction() {
+            return Ok(self.service.database.change_tables(None).await?);
+        }
+        let pinned = self.pin()?;
+        let Transaction::Open { work, .. } = &mut self.transaction else {
+            return Err(QueryError::internal("no transaction"));
+        };
+        match std::mem::replace(work, Work::Failed) {
+            Work::Failed => Err(QueryError::in_failed_transaction()),
+            Work::Changes(changes) => Ok(changes),
+            Work::None => Ok(self.service.database.change_tables(Some(pinned)).await?),
+        }
+    }
+
+    /// Adds a change, and commits it where no transaction is open.
+    pub(super) async fn apply(
+        &mut self,
+        mut changes: Box<dyn TableChanges>,
+        table: &str,
+        change: Change,
+        tag: &'static str,
+    ) -> Result<u64, QueryError> {
+        let touched = changes.apply(table, change, tag).await?;
+        match &mut self.transaction {
+            Transaction::Open { pinned, work } => {
+                if let Some(pinned) = pinned {
+                    pinned.catalog = changes.pinned();
+                }
+                *work = Work::Changes(changes);
+            }
+            Transaction::None => self.commit(changes).await?,
+        }
+        tracing::info!(table, statement = tag, rows = touched, user = self.identity.user, "reference table changed");
         Ok(touched)
     }
 
-    fn refuse_write(&self, tag: &str) -> Result<(), QueryError> {
+    /// Commits changes that leave every enforced view without rows.
+    pub(super) async fn commit(&self, changes: Box<dyn TableChanges>) -> Result<(), QueryError> {
+        let mut broken: Vec<(String, String)> = Vec::new();
+        for view in changes.enforced()? {
+            let (schema, table) = schema_and_table(&view);
+            let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+            let sql = format!("SELECT * FROM {}.{} LIMIT 1", quoted(schema), quoted(table));
+            let Some(Statement::Query(query)) = self.service.parser.parse(&sql)?.pop() else {
+                return Err(QueryError::internal("not a query"));
+            };
+            let planned = self.plan_as(Rights::all(), changes.pinned(), &query, None).await?;
+            if let Some(row) = first_row(self.start(planned)).await? {
+                broken.push((view, row));
+            }
+        }
+        let Some((view, row)) = broken.first() else {
+            return Ok(changes.commit(&self.identity.user).await?);
+        };
+        let (schema, table) = schema_and_table(view);
+        let about = self.service.database.comment(schema, table).unwrap_or_default();
+        let others: Vec<&str> = broken.iter().skip(1).map(|(view, _)| view.as_str()).collect();
+        let others = if others.is_empty() { String::new() } else { format!("; so has {}", others.join(", ")) };
+        let message = format!("{view} must have no rows, and would have {row}{others}: nothing was changed");
+        Err(QueryError::new(SqlState::CHECK_VIOLATION, message).hint(about))
+    }
+
+    fn start(&self, planned: Planned) -> Rows<RecordBatch> {
+        let service = &self.service;
+        let all: Encode<RecordBatch> = Encode::new(ROWS_PER_PIECE, Ok);
+        run::run(&service.queries, &service.metrics, planned, service.limits.pieces_buffered, all)
+    }
+
+    pub(super) fn refuse_write(&self, tag: &str) -> Result<(), QueryError> {
         let read_only = |why: String| Err(QueryError::new(SqlState::READ_ONLY_TRANSACTION, why));
         if self.settings.read_only() {
             return read_only(format!("cannot execute {tag} in a read-only transaction"));
@@ -227,14 +298,27 @@ impl Session {
         if self.settings.as_of().is_some() {
             return read_only(format!("cannot execute {tag} while {AS_OF} reads an older generation"));
         }
-        if self.in_transaction() {
-            let message =
-                format!("{tag} is not supported inside a transaction block: each is a transaction of its own");
-            return Err(QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, message)
-                .hint("send it outside BEGIN and COMMIT; drivers call that autocommit"));
-        }
         Ok(())
     }
+}
+
+/// The first row of a result, as text.
+async fn first_row(mut rows: Rows<RecordBatch>) -> Result<Option<String>, QueryError> {
+    while let Some(piece) = rows.next().await {
+        let piece = piece?;
+        if piece.num_rows() > 0 {
+            let options = FormatOptions::default().with_null("null");
+            let shown = |error: ArrowError| QueryError::internal(error.to_string());
+            let value = |(field, column): (&Arc<Field>, &ArrayRef)| {
+                let text = ArrayFormatter::try_new(column.as_ref(), &options).map_err(shown)?;
+                Ok(format!("{} = {}", field.name(), text.value(0)))
+            };
+            let schema = piece.schema();
+            let values = schema.fields().iter().zip(piece.columns()).map(value);
+            return Ok(Some(format!("({})", values.collect::<Result<Vec<_>, QueryError>>()?.join(", "))));
+        }
+    }
+    Ok(None)
 }
 
 /// All rows, unless they are more than the table may hold.

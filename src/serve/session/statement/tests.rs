@@ -98,7 +98,7 @@ fn changes_of_tables_are_recognised() {
         ("TRUNCATE t", "TRUNCATE TABLE", WriteKind::Truncate),
     ] {
         let write = write(sql);
-        assert_eq!((write.query.tag, write.table("public").unwrap()), (tag, "t"));
+        assert_eq!((write.query.tag, write.table("public").unwrap()), (tag, "t".to_owned()));
         assert_eq!(write.kind, kind);
     }
     let insert = "INSERT INTO t VALUES (1) ON CONFLICT";
