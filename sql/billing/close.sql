@@ -13,8 +13,13 @@ SELECT CAST(:'period' || '-01' AS DATE) AS first, CAST(CAST(:'period' || '-01' A
 SELECT reason, detail FROM (
     SELECT reason, detail FROM billing.refusals WHERE coalesce(period, :'period') = :'period'
     UNION ALL
-    SELECT 'too early', 'the period may be closed from ' || CAST(CAST(:'behind' AS TIMESTAMP) + INTERVAL '1 hour' * :grace AS TEXT) || ' UTC on'
-    WHERE  now() < CAST(:'behind' AS TIMESTAMP) + INTERVAL '1 hour' * :grace
+    SELECT 'too early', 'the period may be closed from ' || CAST(CAST(:'behind' AS TIMESTAMP) + CAST(:'grace' || ' hours' AS INTERVAL) AS TEXT) || ' UTC on'
+    WHERE  now() < CAST(:'behind' AS TIMESTAMP) + CAST(:'grace' || ' hours' AS INTERVAL)
+    UNION ALL
+    -- What is behind a partition's newest event may belong to the period still.
+    SELECT 'records are missing', CAST(lag AS TEXT) || ' of stream ' || stream || ', partition ' || CAST(partition AS TEXT) || ', are not counted yet'
+    FROM   billing.watermarks
+    WHERE  lag > 0 AND (newest IS NULL OR newest < CAST(:'behind' AS TIMESTAMP) + CAST(:'grace' || ' hours' AS INTERVAL))
     UNION ALL
     SELECT 'one person alone', current_user || ' approved rates that count: somebody else has to INSERT INTO billing.approvals'
     WHERE  EXISTS (SELECT 1 FROM billing.rates WHERE approved_by = current_user AND valid_from < CAST(:'behind' AS DATE)

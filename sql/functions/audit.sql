@@ -7,14 +7,9 @@ FROM   billing.statement_lines AS l
 JOIN   billing.statements AS s ON s.statement_id = l.statement_id
 JOIN   billing.runs AS u ON u.period = s.period
 JOIN   billing.rates AS r ON r.rate_id = l.rate_id
-JOIN   raw.video_views AS e
-  ON   e.video_id = l.video_id AND CAST(e."timestamp" AS DATE) >= u.period_start AND CAST(e."timestamp" AS DATE) < u.period_end
+JOIN   billing.priced_events AS e ON e.video_id = l.video_id AND e.period = s.period AND e.owner_id = s.owner_id AND e.rate_id = l.rate_id
 JOIN   billing.run_frontiers AS f
   ON   f.period = s.period AND f.stream = 'video_views' AND f.partition = e._partition AND e._offset < f.next_offset
-JOIN   billing.priced_views AS p
-  ON   p.video_id = e.video_id AND p.day = CAST(e."timestamp" AS DATE) AND p.owner_id = s.owner_id AND p.rate_id = l.rate_id
- AND   p.geo_location IS NOT DISTINCT FROM e.geo_location AND p.device_type IS NOT DISTINCT FROM e.device_type
- AND   p.quality IS NOT DISTINCT FROM e.quality
 LEFT   JOIN audit.verdicts AS j ON j.event_id = e.event_id AND j.verdict = 'invalid'
 WHERE  l.kind = 'views' AND e.revenue_eligible AND (j.event_id IS NULL OR j.judged_at > u.as_of)
   AND  l.statement_id || '/' || CAST(l.line AS TEXT) = $1
@@ -42,17 +37,13 @@ JOIN   billing.run_frontiers AS f ON f.period = u.period AND f.stream = 'video_v
 WHERE  e.event_id = lower($1)
 UNION  ALL
 SELECT 'on statement', l.statement_id || '/' || CAST(l.line AS TEXT) || ' at ' || CAST(l.rate AS TEXT) || ', rate ' || l.rate_id
-FROM   raw.video_views AS e
-JOIN   billing.priced_views AS p
-  ON   p.video_id = e.video_id AND p.day = CAST(e."timestamp" AS DATE)
- AND   p.geo_location IS NOT DISTINCT FROM e.geo_location AND p.device_type IS NOT DISTINCT FROM e.device_type
- AND   p.quality IS NOT DISTINCT FROM e.quality
-JOIN   billing.runs AS u ON u.period = p.period
+FROM   billing.priced_events AS e
+JOIN   billing.runs AS u ON u.period = e.period
 JOIN   billing.run_frontiers AS f
   ON   f.period = u.period AND f.stream = 'video_views' AND f.partition = e._partition AND e._offset < f.next_offset
-JOIN   billing.statements AS s ON s.period = p.period AND s.owner_id = p.owner_id AND s.currency = p.currency
+JOIN   billing.statements AS s ON s.period = e.period AND s.owner_id = e.owner_id AND s.currency = e.currency
 JOIN   billing.statement_lines AS l
-  ON   l.statement_id = s.statement_id AND l.kind = 'views' AND l.video_id = e.video_id AND l.rate_id = p.rate_id
+  ON   l.statement_id = s.statement_id AND l.kind = 'views' AND l.video_id = e.video_id AND l.rate_id = e.rate_id
 LEFT   JOIN audit.verdicts AS j ON j.event_id = e.event_id AND j.verdict = 'invalid'
 WHERE  e.event_id = lower($1) AND e.revenue_eligible AND (j.event_id IS NULL OR j.judged_at > u.as_of)
 $$;

@@ -59,3 +59,9 @@ SELECT event_id, count(*) AS times FROM raw.video_views GROUP BY event_id HAVING
 -- One row is a partition whose passed offsets are not all counted, duplicate, quarantined or gaps.
 CREATE VIEW quality.offsets_not_conserved AS
 SELECT stream, partition, passed, counted, duplicate, quarantined, gaps FROM system.conservation WHERE NOT balances;
+
+-- One row is a rate whose country, device or quality is not told apart in billable_views.
+CREATE VIEW quality.rates_without_their_scope WITH (enforced = 'true') AS
+SELECT r.rate_id, r.scope, r.scope_value FROM billing.rates AS r
+LEFT   JOIN billing.scope_values AS s ON s.scope = r.scope AND s.scope_value = r.scope_value
+WHERE  r.scope IN ('country', 'device', 'quality') AND s.scope IS NULL;

@@ -45,6 +45,14 @@ CREATE TABLE billing.rates (
     CONSTRAINT two_people CHECK (approved_by <> recorded_by)
 );
 
+-- One row is a country, device or quality that has rates of its own: billable_views tells its views apart from the next refresh on.
+CREATE TABLE billing.scope_values (
+    scope       TEXT,
+    scope_value TEXT,
+    PRIMARY KEY (scope, scope_value),
+    CONSTRAINT known_scope CHECK (scope IN ('country', 'device', 'quality'))
+);
+
 -- One row is the consent of a second person to close a period.
 CREATE TABLE billing.approvals (
     period      TEXT PRIMARY KEY,

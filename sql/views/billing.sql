@@ -3,8 +3,8 @@ CREATE VIEW billing.priced_views AS
 SELECT substr(CAST(b.day AS TEXT), 1, 7)                                      AS period,
        b.day,
        b.video_id,
-       b.geo_location,
-       b.device_type,
+       b.country,
+       b.device,
        b.quality,
        o.owner_id,
        p.currency,
@@ -27,10 +27,10 @@ LEFT   JOIN billing.rates AS ro
        ON ro.scope = 'owner' AND ro.scope_value = o.owner_id AND ro.currency = p.currency
       AND b.day >= ro.valid_from AND (ro.valid_to IS NULL OR b.day < ro.valid_to)
 LEFT   JOIN billing.rates AS rc
-       ON rc.scope = 'country' AND rc.scope_value = b.geo_location AND rc.currency = p.currency
+       ON rc.scope = 'country' AND rc.scope_value = b.country AND rc.currency = p.currency
       AND b.day >= rc.valid_from AND (rc.valid_to IS NULL OR b.day < rc.valid_to)
 LEFT   JOIN billing.rates AS rd
-       ON rd.scope = 'device' AND rd.scope_value = b.device_type AND rd.currency = p.currency
+       ON rd.scope = 'device' AND rd.scope_value = b.device AND rd.currency = p.currency
       AND b.day >= rd.valid_from AND (rd.valid_to IS NULL OR b.day < rd.valid_to)
 LEFT   JOIN billing.rates AS rq
        ON rq.scope = 'quality' AND rq.scope_value = b.quality AND rq.currency = p.currency
@@ -38,6 +38,18 @@ LEFT   JOIN billing.rates AS rq
 LEFT   JOIN billing.rates AS r
        ON r.scope = 'default' AND r.currency = p.currency
       AND b.day >= r.valid_from AND (r.valid_to IS NULL OR b.day < r.valid_to);
+
+-- One row is a view, priced: as audit.trace and a dry run look at each.
+CREATE VIEW billing.priced_events AS
+SELECT e.event_id, e.video_id, e."timestamp", e.revenue_eligible, e._topic, e._partition, e._offset, e._file, e._row,
+       p.period, p.owner_id, p.currency, p.rate_id, p.rate
+FROM   raw.video_views AS e
+LEFT   JOIN billing.scope_values AS c ON c.scope = 'country' AND c.scope_value = e.geo_location
+LEFT   JOIN billing.scope_values AS d ON d.scope = 'device'  AND d.scope_value = e.device_type
+LEFT   JOIN billing.scope_values AS q ON q.scope = 'quality' AND q.scope_value = e.quality
+JOIN   billing.priced_views AS p
+  ON   p.video_id = e.video_id AND p.day = CAST(e."timestamp" AS DATE) AND coalesce(p.country, '') = coalesce(c.scope_value, '')
+ AND   coalesce(p.device, '') = coalesce(d.scope_value, '') AND coalesce(p.quality, '') = coalesce(q.scope_value, '');
 
 -- One row is a line that a statement would have if its period were closed now.
 CREATE VIEW billing.computed_lines AS
@@ -87,12 +99,13 @@ SELECT l.period, 'no currency', 'currency ' || min(l.currency) || ' is not in bi
 FROM   billing.computed_lines AS l LEFT JOIN billing.currencies AS c ON c.currency = l.currency
 WHERE  c.currency IS NULL GROUP BY l.period
 UNION  ALL
-SELECT NULL, 'records are missing', 'stream ' || stream || ': ' || missing FROM system.snapshot WHERE NOT complete
+SELECT NULL, 'a partition is not read', 'stream ' || stream || ', partition ' || CAST(partition AS TEXT) || ': ' || coalesce(reason, '')
+FROM   system.partitions WHERE NOT reading
 UNION  ALL
-SELECT NULL, 'verdicts are not counted yet', 'REFRESH MATERIALIZED VIEW billable_views'
+SELECT NULL, t."table" || ' changed and is not counted yet', 'REFRESH MATERIALIZED VIEW billable_views'
 FROM   system.tables AS t CROSS JOIN system.views AS v
-WHERE  t."table" = 'audit.verdicts' AND t.version > 0 AND v.view = 'billable_views'
-  AND  v.tables IS DISTINCT FROM 'audit.verdicts ' || CAST(t.version AS TEXT)
+WHERE  t."table" IN ('audit.verdicts', 'billing.scope_values') AND v.view = 'billable_views'
+  AND  strpos(coalesce(v.tables, '') || ',', t."table" || ' ' || CAST(t.version AS TEXT) || ',') = 0
 UNION  ALL
 SELECT NULL, 'offsets are not conserved', 'stream ' || stream || ', partition ' || CAST(partition AS TEXT)
 FROM   system.conservation WHERE NOT balances;
@@ -108,3 +121,13 @@ FROM  (SELECT DISTINCT substr(CAST(day AS TEXT), 1, 7) AS period, CAST(date_trun
        FROM   billable_views) AS m
 JOIN   billing.rates AS r ON r.valid_from < m.behind AND (r.valid_to IS NULL OR r.valid_to > m.first)
 GROUP  BY m.period;
+
+-- One row is a partition of what is billed: the time of the newest event that is counted, and how many offsets are not counted yet.
+CREATE VIEW billing.watermarks AS
+SELECT p.stream, p.partition, w.newest, p.lag
+FROM   system.partitions AS p
+LEFT   JOIN (SELECT 'video_views' AS stream, _partition, max("timestamp") AS newest FROM raw.video_views GROUP BY _partition
+             UNION ALL
+             SELECT 'ad_views', _partition, max("timestamp") FROM raw.ad_views GROUP BY _partition) AS w
+       ON w.stream = p.stream AND w._partition = p.partition
+WHERE  p.stream IN ('video_views', 'ad_views');

@@ -84,7 +84,10 @@ pub async fn function_faults(engine: &Engine, functions: &Functions, names: &Nam
             }
         };
         let declared = Declared { file: &function.file, line: function.line, query: &query };
-        if let Err(error) = session.state().statement_to_plan(declared.statement()).await {
+        let planned = session.state().statement_to_plan(declared.statement()).await;
+        // Types are checked here, and again in each query.
+        let check = |plan| Analyzer::new().execute_and_check(plan, &ConfigOptions::default(), |_, _| {});
+        if let Err(error) = planned.and_then(check) {
             let Fault { reason, .. } = declared.fault(&error);
             faults.push(fault(format!("function {}: {reason}", function.name)));
         }

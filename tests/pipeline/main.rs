@@ -15,6 +15,7 @@ mod disk;
 mod escapes;
 mod evolution;
 mod flight;
+mod fraud;
 mod http;
 mod joins;
 mod kafka;

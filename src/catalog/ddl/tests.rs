@@ -100,7 +100,7 @@ fn mistakes_are_placed() {
         ),
         (
             "CREATE VIEW v WITH (refresh_every='1s') AS SELECT 1",
-            "f.sql:1:21: an ordinary view takes no option refresh_every",
+            "f.sql:1:21: unknown option refresh_every; an ordinary view",
         ),
         ("CREATE VIEW v (a) AS SELECT 1", "f.sql:1:1: write the names of a view's columns in its SELECT"),
         ("CREATE TEMPORARY VIEW v AS SELECT 1", "f.sql:1:1: write CREATE VIEW or CREATE MATERIALIZED VIEW"),
@@ -132,7 +132,7 @@ fn a_table() {
         ("CREATE TABLE t (a TEXT,\n  b TEXT[])", "f.sql:2:3: column b: a table has no arrays and structs"),
         ("CREATE TABLE t AS SELECT 1", "f.sql:1:1: table t: write its columns, and fill it with INSERT"),
         ("CREATE TABLE IF NOT EXISTS t (a TEXT)", "f.sql:1:1: write CREATE TABLE without"),
-        ("CREATE TABLE t (a TEXT) WITH (topic = 't')", "f.sql:1:31: a table takes no option topic"),
+        ("CREATE TABLE t (a TEXT) WITH (topic = 't')", "f.sql:1:31: unknown option topic; a table takes append_only"),
         ("CREATE TABLE t (a TEXT, PRIMARY KEY (b))", "f.sql:1:38: no column b"),
         ("CREATE TABLE t (a TEXT PRIMARY KEY, PRIMARY KEY (a))", "f.sql:1:50: a table has one PRIMARY KEY"),
         ("CREATE TABLE t (a TEXT DEFAULT 'x')", "f.sql:1:17: column a: DEFAULT 'x' is not understood in a table"),
