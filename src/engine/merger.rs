@@ -33,6 +33,8 @@ pub struct Merger {
     before: Vec<Step>,
     keys: Vec<Arc<dyn PhysicalExpr>>,
     key_schema: SchemaRef,
+    /// Whether the key is one column, of the same type before and after.
+    one_key: bool,
     calls: Vec<Call>,
     merged: SchemaRef,
     /// From the aggregate to the columns of the view.
@@ -46,6 +48,19 @@ pub struct Merger {
 struct Call {
     function: Arc<AggregateFunctionExpr>,
     arguments: Vec<Arc<dyn PhysicalExpr>>,
+    in_groups: bool,
+}
+
+impl Call {
+    fn accumulator(&self) -> Result<Box<dyn GroupsAccumulator>> {
+        match self.in_groups {
+            true => self.function.create_groups_accumulator(),
+            false => {
+                let function = Arc::clone(&self.function);
+                Ok(Box::new(GroupsAccumulatorAdapter::new(move || function.create_accumulator())))
+            }
+        }
+    }
 }
 
 /// What a plan does to each row.
@@ -94,14 +109,22 @@ impl Merger {
             let columns = given.fields().iter().map(|field| column(field.name())).collect::<Option<_>>()?;
             before.insert(0, Step::Project { columns, schema: given });
         }
-        let calls = aggregate
-            .aggr_expr()
-            .iter()
-            .map(|function| Call { function: Arc::clone(function), arguments: function.expressions() });
+        let calls = aggregate.aggr_expr().iter().map(|function| Call {
+            function: Arc::clone(function),
+            arguments: function.expressions(),
+            in_groups: function.groups_accumulator_supported(),
+        });
         let leading = (0..shown.fields().len()).filter(|column| stems_from(*column, &after) == Some(0)).collect();
+        let (keys, input) = (grouping.input_exprs(), aggregate.input().schema());
+        let key_schema = grouping.group_schema(&input).ok()?;
+        let one_key = match (keys.as_slice(), key_schema.fields().as_ref()) {
+            ([key], [field]) => key.data_type(&input).is_ok_and(|data_type| data_type == *field.data_type()),
+            _ => false,
+        };
         Some(Self {
-            keys: grouping.input_exprs(),
-            key_schema: grouping.group_schema(aggregate.input().schema().as_ref()).ok()?,
+            keys,
+            key_schema,
+            one_key,
             calls: calls.collect(),
             merged: aggregate.schema(),
             before,
@@ -135,15 +158,40 @@ impl Merger {
         groups.intern(&evaluated(&self.keys, &input)?, &mut group_of)?;
         let count = groups.len();
         let mut columns = groups.emit(EmitTo::All)?;
-        for Call { function, arguments } in &self.calls {
-            let mut accumulator: Box<dyn GroupsAccumulator> = match function.groups_accumulator_supported() {
-                true => function.create_groups_accumulator()?,
-                false => {
-                    let function = Arc::clone(function);
-                    Box::new(GroupsAccumulatorAdapter::new(move || function.create_accumulator()))
-                }
-            };
-            accumulator.update_batch(&evaluated(arguments, &input)?, &group_of, None, count)?;
+        for call in &self.calls {
+            let mut accumulator = call.accumulator()?;
+            accumulator.update_batch(&evaluated(&call.arguments, &input)?, &group_of, None, count)?;
+            columns.push(accumulator.evaluate(EmitTo::All)?);
+        }
+        applied(&self.after, RecordBatch::try_new(Arc::clone(&self.merged), columns)?)
+    }
+
+    /// Whether states with the same value in their first column are of one group.
+    pub fn has_one_key(&self) -> bool {
+        self.one_key
+    }
+
+    /// As [`Self::merge`], of states that are all of one group, in pieces.
+    ///
+    /// # Errors
+    /// When an expression of the view fails on them.
+    pub fn merge_one(&self, pieces: impl IntoIterator<Item = RecordBatch>) -> Result<RecordBatch> {
+        let mut inputs = Vec::new();
+        for piece in pieces {
+            inputs.push(applied(&self.before, piece)?);
+        }
+        inputs.retain(|input| input.num_rows() > 0);
+        let Some(first) = inputs.first() else { return Ok(RecordBatch::new_empty(Arc::clone(&self.shown))) };
+        let keys = evaluated(&self.keys, first)?;
+        let mut columns: Vec<ArrayRef> = keys.iter().map(|key| key.slice(0, 1)).collect();
+        let most = inputs.iter().map(RecordBatch::num_rows).max().unwrap_or(0);
+        let group_of = vec![0; most];
+        for call in &self.calls {
+            let mut accumulator = call.accumulator()?;
+            for input in &inputs {
+                let group_of = group_of.get(..input.num_rows()).unwrap_or_default();
+                accumulator.update_batch(&evaluated(&call.arguments, input)?, group_of, None, 1)?;
+            }
             columns.push(accumulator.evaluate(EmitTo::All)?);
         }
         applied(&self.after, RecordBatch::try_new(Arc::clone(&self.merged), columns)?)

@@ -6,12 +6,14 @@
 //!     the view                        its states of those keys, from batch runs and delta, merged by a `Merger`
 //! ```
 //! The whole filter is applied to what was found, so the index may find too much, never too little: the answer is the
-//! general path's. What is not of this form, or is not ready, is left to the general path.
+//! general path's. A filter that asks for one key and nothing else is applied to the states, where there is less of it.
+//! What is not of this form, or is not ready, is left to the general path.
 
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use datafusion::arrow::array::{Array, RecordBatch, RecordBatchOptions};
 use datafusion::arrow::compute::{
     SortColumn, SortOptions, interleave_record_batch, lexsort_to_indices, take_record_batch,
@@ -32,7 +34,7 @@ use datafusion::logical_expr::{
 };
 use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 
-use super::catalog::PinnedCatalog;
+use super::catalog::{Names, PinnedCatalog};
 use super::provider::UnionTable;
 use super::snapshot::Snapshot;
 use crate::engine::keys::key_hashes;
@@ -46,6 +48,9 @@ pub use runs::Points;
 
 /// Rows of states that are looked at here; more are left to the general path, which runs elsewhere and can be stopped.
 const ROWS_MAX: usize = 4096;
+
+/// States of one group that are merged where they lie; more are brought together first.
+const PIECES_MAX: usize = 8;
 
 /// The half of a view that a table shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +77,10 @@ pub struct PointQuery {
     merger: Arc<Merger>,
     key_type: DataType,
     keys: Vec<Expr>,
+    /// Whether the query asks for the states of one key, and for all of them: they are then found by its value.
+    by_value: bool,
+    /// Where the definitions were last found to be those that the query was planned with.
+    known: ArcSwapOption<Names>,
     /// Each reads what the one before gives, the first of them the view.
     steps: Vec<Step>,
 }
@@ -109,6 +118,7 @@ impl PointQuery {
         let Some(Form { nodes, of }) = form_of(&plan) else { return Ok(None) };
         let Some(merger) = points.merger(&of).await? else { return Ok(None) };
         let mut keys = None;
+        let mut by_value = false;
         let mut steps = Vec::new();
         for node in nodes.iter().rev() {
             if keys.is_none() {
@@ -119,6 +129,10 @@ impl PointQuery {
                 if keys.is_none() {
                     return Ok(None);
                 }
+                by_value = is_equality(&filter.predicate);
+                if by_value {
+                    continue;
+                }
             }
             match Step::of(node)? {
                 Some(step) => steps.push(step),
@@ -127,7 +141,8 @@ impl PointQuery {
         }
         let key_type = of.view.state_schema().field(0).data_type().clone();
         let Some(keys) = keys.filter(|_| hashes_as_it_compares(&key_type)) else { return Ok(None) };
-        Ok(Some(Self { points: Arc::clone(points), of, merger, key_type, keys, steps }))
+        let (points, known) = (Arc::clone(points), ArcSwapOption::empty());
+        Ok(Some(Self { points, of, merger, key_type, keys, by_value, known, steps }))
     }
 
     /// Schema and name of the one table that is read.
@@ -155,10 +170,16 @@ impl PointQuery {
     }
 
     fn is_of(&self, snapshot: &Snapshot) -> bool {
-        let found = snapshot.names.view(&self.of.called);
-        found.is_some_and(|(instance, input)| {
+        if self.known.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, &snapshot.names)) {
+            return true;
+        }
+        let found = snapshot.names.view(&self.of.called).is_some_and(|(instance, input)| {
             *instance == self.of.instance && Arc::ptr_eq(&input.view, &self.of.view)
-        })
+        });
+        if found {
+            self.known.store(Some(Arc::clone(&snapshot.names)));
+        }
+        found
     }
 
     /// Answers from what is pinned. None leaves it to the general path: the definitions are others than those that the query
@@ -173,11 +194,24 @@ impl PointQuery {
     ) -> Result<Option<RecordBatch>> {
         let Some(snapshot) = present(pinned).filter(|snapshot| self.is_of(snapshot)) else { return Ok(None) };
         let values = Values(parameters);
-        let Some(hashes) = self.hashes(&values)? else { return Ok(None) };
+        let Some(keys) = self.wanted(&values)? else { return Ok(None) };
+        let Some(found) = self.found(snapshot, &keys_hashed(&keys)?)? else { return Ok(None) };
+        let mut rows = match keys.as_slice() {
+            [key] if self.by_value => self.merged(&found.of(key)?)?,
+            _ => self.merged(&found)?,
+        };
+        for step in &self.steps {
+            rows = step.applied(rows, &values)?;
+        }
+        Ok(Some(rows))
+    }
+
+    /// The states with these hashes; None when they are not at hand, or too many.
+    fn found(&self, snapshot: &Snapshot, hashes: &[u64]) -> Result<Option<Found>> {
         let mut found = Found::default();
         if self.of.half != Half::Speed {
             let runs = snapshot.generation.views.get(&self.of.instance).map(|states| states.runs.as_slice());
-            if !self.points.find(&self.of, runs.unwrap_or_default(), &hashes, &mut found) {
+            if !self.points.find(&self.of, runs.unwrap_or_default(), hashes, &mut found) {
                 return Ok(None);
             }
         }
@@ -185,11 +219,15 @@ impl PointQuery {
             let stream = snapshot.streams.get(self.of.view.stream().table()).filter(|stream| stream.whole);
             let Some(stream) = stream else { return Ok(None) };
             for run in stream.delta.runs(&self.of.instance) {
-                found.look(&run.states, run.keys()?, &hashes);
+                found.look(&run.states, run.keys()?, hashes);
             }
         }
-        if found.rows.len() > ROWS_MAX {
-            return Ok(None);
+        Ok((found.rows.len() <= ROWS_MAX).then_some(found))
+    }
+
+    fn merged(&self, found: &Found) -> Result<RecordBatch> {
+        if self.by_value && self.merger.has_one_key() && found.rows.len() <= PIECES_MAX {
+            return self.merger.merge_one(found.pieces());
         }
         let states = match found.rows.is_empty() {
             true => RecordBatch::new_empty(self.of.view.state_schema()),
@@ -197,15 +235,11 @@ impl PointQuery {
                 interleave_record_batch(&found.batches.iter().map(AsRef::as_ref).collect::<Vec<_>>(), &found.rows)?
             }
         };
-        let mut rows = self.merger.merge(states)?;
-        for step in &self.steps {
-            rows = step.applied(rows, &values)?;
-        }
-        Ok(Some(rows))
+        self.merger.merge(states)
     }
 
-    /// What the keys are looked up by, each once; None when they cannot be told without the planner.
-    fn hashes(&self, values: &Values<'_>) -> Result<Option<Vec<u64>>> {
+    /// The keys that are looked for, none of which is NULL; None when they cannot be told without the planner.
+    fn wanted(&self, values: &Values<'_>) -> Result<Option<Vec<ScalarValue>>> {
         let mut keys = Vec::with_capacity(self.keys.len());
         for key in &self.keys {
             let Some(value) = values.constant(key)? else { return Ok(None) };
@@ -218,13 +252,21 @@ impl PointQuery {
                 });
             }
         }
-        if keys.is_empty() {
-            return Ok(Some(Vec::new()));
+        Ok(Some(keys))
+    }
+}
+
+/// What keys are looked up by, each once.
+fn keys_hashed(keys: &[ScalarValue]) -> Result<Vec<u64>> {
+    match keys {
+        [] => Ok(Vec::new()),
+        [key] => key_hashes(&key.to_array()?),
+        keys => {
+            let mut hashes = key_hashes(&ScalarValue::iter_to_array(keys.iter().cloned())?)?;
+            hashes.sort_unstable();
+            hashes.dedup_by_key(|hash| *hash >> 32);
+            Ok(hashes)
         }
-        let mut hashes = key_hashes(&ScalarValue::iter_to_array(keys)?)?;
-        hashes.sort_unstable();
-        hashes.dedup_by_key(|hash| *hash >> 32);
-        Ok(Some(hashes))
     }
 }
 
@@ -334,6 +376,11 @@ fn wanted(part: &Expr, is_key: &dyn Fn(&Expr) -> bool) -> Option<Vec<Expr>> {
         }
         _ => None,
     }
+}
+
+/// Whether a condition that is about the key says nothing but which one it is.
+fn is_equality(condition: &Expr) -> bool {
+    matches!(condition, Expr::BinaryExpr(BinaryExpr { op: Operator::Eq, .. }))
 }
 
 /// Whether values of a type that are equal have the same bits.
