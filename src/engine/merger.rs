@@ -4,17 +4,20 @@
 //! at hand. So a row that is found by its key is finished by the same code as a row of the whole view.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use datafusion::arrow::compute::filter_record_batch;
-use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::arrow::datatypes::{Schema, SchemaRef};
 use datafusion::catalog::MemTable;
+use datafusion::common::ScalarValue;
 use datafusion::common::cast::as_boolean_array;
 use datafusion::error::Result;
 use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
-use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::expressions::{Column, Literal};
+use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_expr::{GroupsAccumulatorAdapter, PhysicalExpr};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::group_values::new_group_values;
@@ -27,7 +30,7 @@ use super::Engine;
 use super::state::LambdaView;
 
 /// Finishes the states of few groups of one view.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Merger {
     /// From the states to what the aggregate reads.
     before: Vec<Step>,
@@ -44,11 +47,13 @@ pub struct Merger {
     leading: Vec<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Call {
     function: Arc<AggregateFunctionExpr>,
     arguments: Vec<Arc<dyn PhysicalExpr>>,
     in_groups: bool,
+    /// False where nobody asks for its value: NULL stands for it.
+    wanted: bool,
 }
 
 impl Call {
@@ -61,10 +66,14 @@ impl Call {
             }
         }
     }
+
+    fn nothing(&self, groups: usize) -> ArrayRef {
+        new_null_array(self.function.field().data_type(), groups)
+    }
 }
 
 /// What a plan does to each row.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Step {
     Project { columns: Vec<Arc<dyn PhysicalExpr>>, schema: SchemaRef },
     Filter { condition: Arc<dyn PhysicalExpr>, columns: Option<Vec<usize>> },
@@ -113,6 +122,7 @@ impl Merger {
             function: Arc::clone(function),
             arguments: function.expressions(),
             in_groups: function.groups_accumulator_supported(),
+            wanted: true,
         });
         let leading = (0..shown.fields().len()).filter(|column| stems_from(*column, &after) == Some(0)).collect();
         let (keys, input) = (grouping.input_exprs(), aggregate.input().schema());
@@ -159,11 +169,57 @@ impl Merger {
         let count = groups.len();
         let mut columns = groups.emit(EmitTo::All)?;
         for call in &self.calls {
-            let mut accumulator = call.accumulator()?;
-            accumulator.update_batch(&evaluated(&call.arguments, &input)?, &group_of, None, count)?;
-            columns.push(accumulator.evaluate(EmitTo::All)?);
+            columns.push(match call.wanted {
+                true => {
+                    let mut accumulator = call.accumulator()?;
+                    accumulator.update_batch(&evaluated(&call.arguments, &input)?, &group_of, None, count)?;
+                    accumulator.evaluate(EmitTo::All)?
+                }
+                false => call.nothing(count),
+            });
         }
         applied(&self.after, RecordBatch::try_new(Arc::clone(&self.merged), columns)?)
+    }
+
+    /// As this one, with NULL in the columns that are not in `shown`, and without the work for them.
+    #[must_use]
+    pub fn only(&self, shown: &BTreeSet<usize>) -> Self {
+        let mut needed = shown.clone();
+        let mut after = Vec::with_capacity(self.after.len());
+        for step in self.after.iter().rev() {
+            needed = match step {
+                Step::Project { columns, schema } => {
+                    let fields = schema.fields().iter().enumerate();
+                    let kept = columns.iter().zip(fields).map(|(column, (at, field))| match needed.contains(&at) {
+                        true => Ok(Arc::clone(column)),
+                        false => {
+                            ScalarValue::try_from(field.data_type()).map(|null| Arc::new(Literal::new(null)) as _)
+                        }
+                    });
+                    let Ok(columns) = kept.collect::<Result<Vec<Arc<dyn PhysicalExpr>>>>() else {
+                        return self.clone();
+                    };
+                    let read = columns.iter().flat_map(collect_columns).map(|column| column.index()).collect();
+                    after.push(Step::Project { columns, schema: nullable(schema) });
+                    read
+                }
+                Step::Filter { condition, columns } => {
+                    let through = needed.iter().filter_map(|at| match columns {
+                        Some(columns) => columns.get(*at).copied(),
+                        None => Some(*at),
+                    });
+                    let read = collect_columns(condition).into_iter().map(|column| column.index());
+                    after.push(step.clone());
+                    through.chain(read).collect()
+                }
+            };
+        }
+        after.reverse();
+        let mut calls = self.calls.clone();
+        for (at, call) in calls.iter_mut().enumerate() {
+            call.wanted = needed.contains(&(self.keys.len() + at));
+        }
+        Self { calls, after, merged: nullable(&self.merged), shown: nullable(&self.shown), ..self.clone() }
     }
 
     /// Whether states with the same value in their first column are of one group.
@@ -187,6 +243,10 @@ impl Merger {
         let most = inputs.iter().map(RecordBatch::num_rows).max().unwrap_or(0);
         let group_of = vec![0; most];
         for call in &self.calls {
+            if !call.wanted {
+                columns.push(call.nothing(1));
+                continue;
+            }
             let mut accumulator = call.accumulator()?;
             for input in &inputs {
                 let group_of = group_of.get(..input.num_rows()).unwrap_or_default();
@@ -196,6 +256,11 @@ impl Merger {
         }
         applied(&self.after, RecordBatch::try_new(Arc::clone(&self.merged), columns)?)
     }
+}
+
+fn nullable(schema: &SchemaRef) -> SchemaRef {
+    let fields = schema.fields().iter().map(|field| field.as_ref().clone().with_nullable(true));
+    Arc::new(Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone()))
 }
 
 /// What stands between `plan` and the next node that is more than a step, that node's own work first; and that node.

@@ -10,6 +10,7 @@
 //! What is not of this form, or is not ready, is left to the general path.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ use datafusion::logical_expr::utils::split_conjunction;
 use datafusion::logical_expr::{
     BinaryExpr, Cast, ColumnarValue, Expr, LogicalPlan, Operator, SortExpr, Volatility,
 };
+use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 
 use super::catalog::{Names, PinnedCatalog};
@@ -121,6 +123,7 @@ impl PointQuery {
         let mut by_value = false;
         let mut steps = Vec::new();
         for node in nodes.iter().rev() {
+            let Some(step) = Step::of(node)? else { return Ok(None) };
             if keys.is_none() {
                 let LogicalPlan::Filter(filter) = node else { return Ok(None) };
                 let schema = filter.input.schema();
@@ -134,14 +137,15 @@ impl PointQuery {
                     continue;
                 }
             }
-            match Step::of(node)? {
-                Some(step) => steps.push(step),
-                None => return Ok(None),
-            }
+            steps.push(step);
         }
         let key_type = of.view.state_schema().field(0).data_type().clone();
         let Some(keys) = keys.filter(|_| hashes_as_it_compares(&key_type)) else { return Ok(None) };
         let (points, known) = (Arc::clone(points), ArcSwapOption::empty());
+        let merger = match columns_read(&steps) {
+            Some(read) => Arc::new(merger.only(&read)),
+            None => merger,
+        };
         Ok(Some(Self { points, of, merger, key_type, keys, by_value, known, steps }))
     }
 
@@ -490,7 +494,36 @@ fn is_plain(expr: &Expr) -> bool {
     plain
 }
 
+/// The columns of the view that are read; None when all of them are.
+fn columns_read(steps: &[Step]) -> Option<BTreeSet<usize>> {
+    let mut read = BTreeSet::new();
+    for step in steps {
+        match step {
+            Step::Filter(condition) => condition.reads(&mut read),
+            Step::Sort { by, .. } => by.iter().for_each(|(column, _)| column.reads(&mut read)),
+            Step::Limit { .. } => {}
+            Step::Project { columns, .. } => {
+                columns.iter().for_each(|column| column.reads(&mut read));
+                return Some(read);
+            }
+        }
+    }
+    None
+}
+
 impl Expression {
+    /// Adds the columns that it needs.
+    fn reads(&self, read: &mut BTreeSet<usize>) {
+        match self {
+            Self::Ready(planned) => read.extend(collect_columns(planned).into_iter().map(|column| column.index())),
+            Self::Open(expr, schema) => {
+                read.extend(
+                    expr.column_refs().into_iter().filter_map(|column| schema.maybe_index_of_column(column)),
+                );
+            }
+        }
+    }
+
     fn of(expr: &Expr, schema: &DFSchemaRef) -> Result<Self> {
         let open = expr.exists(|part| Ok(matches!(part, Expr::Placeholder(_))))?;
         Ok(match open {

@@ -205,6 +205,10 @@ impl Run {
                 let found = merger.merge(states).unwrap();
                 assert_eq!(found.schema().fields(), self.view.final_schema().fields());
                 assert_eq!(rows_of(&[found]), rows_of(&merged), "{}", self.view.name());
+                let few = merger
+                    .only(&BTreeSet::from([0]))
+                    .merge(concat_batches(&schema, stored.iter().flatten()).unwrap());
+                assert_eq!(first_cells(&[few.unwrap()]), first_cells(&merged), "{}", self.view.name());
                 if merger.has_one_key() {
                     assert_eq!(rows_of(&one_by_one(&merger, &stored)), rows_of(&merged), "{}", self.view.name());
                 }
@@ -213,6 +217,11 @@ impl Run {
         }
         merged
     }
+}
+
+/// The first column, sorted.
+fn first_cells(batches: &[RecordBatch]) -> Vec<String> {
+    rows_of(&batches.iter().map(|batch| batch.project(&[0]).unwrap()).collect::<Vec<_>>())
 }
 
 /// The groups of a view with one key, each of them merged from its states alone.
