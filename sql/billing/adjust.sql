@@ -29,7 +29,7 @@ SELECT a.adjustment_id, account, a.paid_in, a.original_statement, a.currency,
        CASE WHEN (account = 'expense') = (a.amount > 0) THEN abs(a.amount) ELSE 0 END,
        CASE WHEN (account = 'expense') = (a.amount > 0) THEN 0 ELSE abs(a.amount) END
 FROM   billing.adjustments AS a
-CROSS  JOIN (VALUES ('expense'), ('payable')) AS accounts (account)
+CROSS  JOIN (SELECT 'expense' AS account UNION ALL SELECT 'payable') AS accounts
 WHERE  a.amount <> 0
   AND  NOT EXISTS (SELECT 1 FROM billing.ledger AS l WHERE l.entry = a.adjustment_id)
 ORDER  BY a.adjustment_id, account;

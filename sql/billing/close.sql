@@ -73,7 +73,7 @@ INSERT INTO billing.ledger
 SELECT 'close/' || statement_id, account, period, statement_id, currency,
        CASE WHEN account = 'expense' THEN amount ELSE 0 END, CASE WHEN account = 'expense' THEN 0 ELSE amount END
 FROM   billing.statements
-CROSS  JOIN (VALUES ('expense'), ('payable')) AS accounts (account)
+CROSS  JOIN (SELECT 'expense' AS account UNION ALL SELECT 'payable') AS accounts
 WHERE  period = :'period' AND amount > 0
 ORDER  BY statement_id, account;
 COMMIT;

@@ -4,17 +4,20 @@
 //! at hand. So a row that is found by its key is finished by the same code as a row of the whole view.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use datafusion::arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use datafusion::arrow::compute::filter_record_batch;
-use datafusion::arrow::datatypes::SchemaRef;
+use datafusion::arrow::datatypes::{Schema, SchemaRef};
 use datafusion::catalog::MemTable;
+use datafusion::common::ScalarValue;
 use datafusion::common::cast::as_boolean_array;
 use datafusion::error::Result;
 use datafusion::logical_expr::{EmitTo, GroupsAccumulator};
 use datafusion::physical_expr::aggregate::AggregateFunctionExpr;
-use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::expressions::{Column, Literal};
+use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_expr::{GroupsAccumulatorAdapter, PhysicalExpr};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::aggregates::group_values::new_group_values;
@@ -27,12 +30,14 @@ use super::Engine;
 use super::state::LambdaView;
 
 /// Finishes the states of few groups of one view.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Merger {
     /// From the states to what the aggregate reads.
     before: Vec<Step>,
     keys: Vec<Arc<dyn PhysicalExpr>>,
     key_schema: SchemaRef,
+    /// Whether the key is one column, of the same type before and after.
+    one_key: bool,
     calls: Vec<Call>,
     merged: SchemaRef,
     /// From the aggregate to the columns of the view.
@@ -42,14 +47,33 @@ pub struct Merger {
     leading: Vec<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Call {
     function: Arc<AggregateFunctionExpr>,
     arguments: Vec<Arc<dyn PhysicalExpr>>,
+    in_groups: bool,
+    /// False where nobody asks for its value: NULL stands for it.
+    wanted: bool,
+}
+
+impl Call {
+    fn accumulator(&self) -> Result<Box<dyn GroupsAccumulator>> {
+        match self.in_groups {
+            true => self.function.create_groups_accumulator(),
+            false => {
+                let function = Arc::clone(&self.function);
+                Ok(Box::new(GroupsAccumulatorAdapter::new(move || function.create_accumulator())))
+            }
+        }
+    }
+
+    fn nothing(&self, groups: usize) -> ArrayRef {
+        new_null_array(self.function.field().data_type(), groups)
+    }
 }
 
 /// What a plan does to each row.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Step {
     Project { columns: Vec<Arc<dyn PhysicalExpr>>, schema: SchemaRef },
     Filter { condition: Arc<dyn PhysicalExpr>, columns: Option<Vec<usize>> },
@@ -94,14 +118,23 @@ impl Merger {
             let columns = given.fields().iter().map(|field| column(field.name())).collect::<Option<_>>()?;
             before.insert(0, Step::Project { columns, schema: given });
         }
-        let calls = aggregate
-            .aggr_expr()
-            .iter()
-            .map(|function| Call { function: Arc::clone(function), arguments: function.expressions() });
+        let calls = aggregate.aggr_expr().iter().map(|function| Call {
+            function: Arc::clone(function),
+            arguments: function.expressions(),
+            in_groups: function.groups_accumulator_supported(),
+            wanted: true,
+        });
         let leading = (0..shown.fields().len()).filter(|column| stems_from(*column, &after) == Some(0)).collect();
+        let (keys, input) = (grouping.input_exprs(), aggregate.input().schema());
+        let key_schema = grouping.group_schema(&input).ok()?;
+        let one_key = match (keys.as_slice(), key_schema.fields().as_ref()) {
+            ([key], [field]) => key.data_type(&input).is_ok_and(|data_type| data_type == *field.data_type()),
+            _ => false,
+        };
         Some(Self {
-            keys: grouping.input_exprs(),
-            key_schema: grouping.group_schema(aggregate.input().schema().as_ref()).ok()?,
+            keys,
+            key_schema,
+            one_key,
             calls: calls.collect(),
             merged: aggregate.schema(),
             before,
@@ -135,19 +168,99 @@ impl Merger {
         groups.intern(&evaluated(&self.keys, &input)?, &mut group_of)?;
         let count = groups.len();
         let mut columns = groups.emit(EmitTo::All)?;
-        for Call { function, arguments } in &self.calls {
-            let mut accumulator: Box<dyn GroupsAccumulator> = match function.groups_accumulator_supported() {
-                true => function.create_groups_accumulator()?,
-                false => {
-                    let function = Arc::clone(function);
-                    Box::new(GroupsAccumulatorAdapter::new(move || function.create_accumulator()))
+        for call in &self.calls {
+            columns.push(match call.wanted {
+                true => {
+                    let mut accumulator = call.accumulator()?;
+                    accumulator.update_batch(&evaluated(&call.arguments, &input)?, &group_of, None, count)?;
+                    accumulator.evaluate(EmitTo::All)?
+                }
+                false => call.nothing(count),
+            });
+        }
+        applied(&self.after, RecordBatch::try_new(Arc::clone(&self.merged), columns)?)
+    }
+
+    /// As this one, with NULL in the columns that are not in `shown`, and without the work for them.
+    #[must_use]
+    pub fn only(&self, shown: &BTreeSet<usize>) -> Self {
+        let mut needed = shown.clone();
+        let mut after = Vec::with_capacity(self.after.len());
+        for step in self.after.iter().rev() {
+            needed = match step {
+                Step::Project { columns, schema } => {
+                    let fields = schema.fields().iter().enumerate();
+                    let kept = columns.iter().zip(fields).map(|(column, (at, field))| match needed.contains(&at) {
+                        true => Ok(Arc::clone(column)),
+                        false => {
+                            ScalarValue::try_from(field.data_type()).map(|null| Arc::new(Literal::new(null)) as _)
+                        }
+                    });
+                    let Ok(columns) = kept.collect::<Result<Vec<Arc<dyn PhysicalExpr>>>>() else {
+                        return self.clone();
+                    };
+                    let read = columns.iter().flat_map(collect_columns).map(|column| column.index()).collect();
+                    after.push(Step::Project { columns, schema: nullable(schema) });
+                    read
+                }
+                Step::Filter { condition, columns } => {
+                    let through = needed.iter().filter_map(|at| match columns {
+                        Some(columns) => columns.get(*at).copied(),
+                        None => Some(*at),
+                    });
+                    let read = collect_columns(condition).into_iter().map(|column| column.index());
+                    after.push(step.clone());
+                    through.chain(read).collect()
                 }
             };
-            accumulator.update_batch(&evaluated(arguments, &input)?, &group_of, None, count)?;
+        }
+        after.reverse();
+        let mut calls = self.calls.clone();
+        for (at, call) in calls.iter_mut().enumerate() {
+            call.wanted = needed.contains(&(self.keys.len() + at));
+        }
+        Self { calls, after, merged: nullable(&self.merged), shown: nullable(&self.shown), ..self.clone() }
+    }
+
+    /// Whether states with the same value in their first column are of one group.
+    pub fn has_one_key(&self) -> bool {
+        self.one_key
+    }
+
+    /// As [`Self::merge`], of states that are all of one group, in pieces.
+    ///
+    /// # Errors
+    /// When an expression of the view fails on them.
+    pub fn merge_one(&self, pieces: impl IntoIterator<Item = RecordBatch>) -> Result<RecordBatch> {
+        let mut inputs = Vec::new();
+        for piece in pieces {
+            inputs.push(applied(&self.before, piece)?);
+        }
+        inputs.retain(|input| input.num_rows() > 0);
+        let Some(first) = inputs.first() else { return Ok(RecordBatch::new_empty(Arc::clone(&self.shown))) };
+        let keys = evaluated(&self.keys, first)?;
+        let mut columns: Vec<ArrayRef> = keys.iter().map(|key| key.slice(0, 1)).collect();
+        let most = inputs.iter().map(RecordBatch::num_rows).max().unwrap_or(0);
+        let group_of = vec![0; most];
+        for call in &self.calls {
+            if !call.wanted {
+                columns.push(call.nothing(1));
+                continue;
+            }
+            let mut accumulator = call.accumulator()?;
+            for input in &inputs {
+                let group_of = group_of.get(..input.num_rows()).unwrap_or_default();
+                accumulator.update_batch(&evaluated(&call.arguments, input)?, group_of, None, 1)?;
+            }
             columns.push(accumulator.evaluate(EmitTo::All)?);
         }
         applied(&self.after, RecordBatch::try_new(Arc::clone(&self.merged), columns)?)
     }
+}
+
+fn nullable(schema: &SchemaRef) -> SchemaRef {
+    let fields = schema.fields().iter().map(|field| field.as_ref().clone().with_nullable(true));
+    Arc::new(Schema::new_with_metadata(fields.collect::<Vec<_>>(), schema.metadata().clone()))
 }
 
 /// What stands between `plan` and the next node that is more than a step, that node's own work first; and that node.

@@ -6,12 +6,15 @@
 //!     the view                        its states of those keys, from batch runs and delta, merged by a `Merger`
 //! ```
 //! The whole filter is applied to what was found, so the index may find too much, never too little: the answer is the
-//! general path's. What is not of this form, or is not ready, is left to the general path.
+//! general path's. A filter that asks for one key and nothing else is applied to the states, where there is less of it.
+//! What is not of this form, or is not ready, is left to the general path.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use datafusion::arrow::array::{Array, RecordBatch, RecordBatchOptions};
 use datafusion::arrow::compute::{
     SortColumn, SortOptions, interleave_record_batch, lexsort_to_indices, take_record_batch,
@@ -30,9 +33,10 @@ use datafusion::logical_expr::utils::split_conjunction;
 use datafusion::logical_expr::{
     BinaryExpr, Cast, ColumnarValue, Expr, LogicalPlan, Operator, SortExpr, Volatility,
 };
+use datafusion::physical_expr::utils::collect_columns;
 use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 
-use super::catalog::PinnedCatalog;
+use super::catalog::{Names, PinnedCatalog};
 use super::provider::UnionTable;
 use super::snapshot::Snapshot;
 use crate::engine::keys::key_hashes;
@@ -46,6 +50,9 @@ pub use runs::Points;
 
 /// Rows of states that are looked at here; more are left to the general path, which runs elsewhere and can be stopped.
 const ROWS_MAX: usize = 4096;
+
+/// States of one group that are merged where they lie; more are brought together first.
+const PIECES_MAX: usize = 8;
 
 /// The half of a view that a table shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +79,10 @@ pub struct PointQuery {
     merger: Arc<Merger>,
     key_type: DataType,
     keys: Vec<Expr>,
+    /// Whether the query asks for the states of one key, and for all of them: they are then found by its value.
+    by_value: bool,
+    /// Where the definitions were last found to be those that the query was planned with.
+    known: ArcSwapOption<Names>,
     /// Each reads what the one before gives, the first of them the view.
     steps: Vec<Step>,
 }
@@ -109,8 +120,10 @@ impl PointQuery {
         let Some(Form { nodes, of }) = form_of(&plan) else { return Ok(None) };
         let Some(merger) = points.merger(&of).await? else { return Ok(None) };
         let mut keys = None;
+        let mut by_value = false;
         let mut steps = Vec::new();
         for node in nodes.iter().rev() {
+            let Some(step) = Step::of(node)? else { return Ok(None) };
             if keys.is_none() {
                 let LogicalPlan::Filter(filter) = node else { return Ok(None) };
                 let schema = filter.input.schema();
@@ -119,15 +132,21 @@ impl PointQuery {
                 if keys.is_none() {
                     return Ok(None);
                 }
+                by_value = is_equality(&filter.predicate);
+                if by_value {
+                    continue;
+                }
             }
-            match Step::of(node)? {
-                Some(step) => steps.push(step),
-                None => return Ok(None),
-            }
+            steps.push(step);
         }
         let key_type = of.view.state_schema().field(0).data_type().clone();
         let Some(keys) = keys.filter(|_| hashes_as_it_compares(&key_type)) else { return Ok(None) };
-        Ok(Some(Self { points: Arc::clone(points), of, merger, key_type, keys, steps }))
+        let (points, known) = (Arc::clone(points), ArcSwapOption::empty());
+        let merger = match columns_read(&steps) {
+            Some(read) => Arc::new(merger.only(&read)),
+            None => merger,
+        };
+        Ok(Some(Self { points, of, merger, key_type, keys, by_value, known, steps }))
     }
 
     /// Schema and name of the one table that is read.
@@ -155,10 +174,16 @@ impl PointQuery {
     }
 
     fn is_of(&self, snapshot: &Snapshot) -> bool {
-        let found = snapshot.names.view(&self.of.called);
-        found.is_some_and(|(instance, input)| {
+        if self.known.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, &snapshot.names)) {
+            return true;
+        }
+        let found = snapshot.names.view(&self.of.called).is_some_and(|(instance, input)| {
             *instance == self.of.instance && Arc::ptr_eq(&input.view, &self.of.view)
-        })
+        });
+        if found {
+            self.known.store(Some(Arc::clone(&snapshot.names)));
+        }
+        found
     }
 
     /// Answers from what is pinned. None leaves it to the general path: the definitions are others than those that the query
@@ -173,11 +198,24 @@ impl PointQuery {
     ) -> Result<Option<RecordBatch>> {
         let Some(snapshot) = present(pinned).filter(|snapshot| self.is_of(snapshot)) else { return Ok(None) };
         let values = Values(parameters);
-        let Some(hashes) = self.hashes(&values)? else { return Ok(None) };
+        let Some(keys) = self.wanted(&values)? else { return Ok(None) };
+        let Some(found) = self.found(snapshot, &keys_hashed(&keys)?)? else { return Ok(None) };
+        let mut rows = match keys.as_slice() {
+            [key] if self.by_value => self.merged(&found.of(key)?)?,
+            _ => self.merged(&found)?,
+        };
+        for step in &self.steps {
+            rows = step.applied(rows, &values)?;
+        }
+        Ok(Some(rows))
+    }
+
+    /// The states with these hashes; None when they are not at hand, or too many.
+    fn found(&self, snapshot: &Snapshot, hashes: &[u64]) -> Result<Option<Found>> {
         let mut found = Found::default();
         if self.of.half != Half::Speed {
             let runs = snapshot.generation.views.get(&self.of.instance).map(|states| states.runs.as_slice());
-            if !self.points.find(&self.of, runs.unwrap_or_default(), &hashes, &mut found) {
+            if !self.points.find(&self.of, runs.unwrap_or_default(), hashes, &mut found) {
                 return Ok(None);
             }
         }
@@ -185,11 +223,15 @@ impl PointQuery {
             let stream = snapshot.streams.get(self.of.view.stream().table()).filter(|stream| stream.whole);
             let Some(stream) = stream else { return Ok(None) };
             for run in stream.delta.runs(&self.of.instance) {
-                found.look(&run.states, run.keys()?, &hashes);
+                found.look(&run.states, run.keys()?, hashes);
             }
         }
-        if found.rows.len() > ROWS_MAX {
-            return Ok(None);
+        Ok((found.rows.len() <= ROWS_MAX).then_some(found))
+    }
+
+    fn merged(&self, found: &Found) -> Result<RecordBatch> {
+        if self.by_value && self.merger.has_one_key() && found.rows.len() <= PIECES_MAX {
+            return self.merger.merge_one(found.pieces());
         }
         let states = match found.rows.is_empty() {
             true => RecordBatch::new_empty(self.of.view.state_schema()),
@@ -197,15 +239,11 @@ impl PointQuery {
                 interleave_record_batch(&found.batches.iter().map(AsRef::as_ref).collect::<Vec<_>>(), &found.rows)?
             }
         };
-        let mut rows = self.merger.merge(states)?;
-        for step in &self.steps {
-            rows = step.applied(rows, &values)?;
-        }
-        Ok(Some(rows))
+        self.merger.merge(states)
     }
 
-    /// What the keys are looked up by, each once; None when they cannot be told without the planner.
-    fn hashes(&self, values: &Values<'_>) -> Result<Option<Vec<u64>>> {
+    /// The keys that are looked for, none of which is NULL; None when they cannot be told without the planner.
+    fn wanted(&self, values: &Values<'_>) -> Result<Option<Vec<ScalarValue>>> {
         let mut keys = Vec::with_capacity(self.keys.len());
         for key in &self.keys {
             let Some(value) = values.constant(key)? else { return Ok(None) };
@@ -218,13 +256,21 @@ impl PointQuery {
                 });
             }
         }
-        if keys.is_empty() {
-            return Ok(Some(Vec::new()));
+        Ok(Some(keys))
+    }
+}
+
+/// What keys are looked up by, each once.
+fn keys_hashed(keys: &[ScalarValue]) -> Result<Vec<u64>> {
+    match keys {
+        [] => Ok(Vec::new()),
+        [key] => key_hashes(&key.to_array()?),
+        keys => {
+            let mut hashes = key_hashes(&ScalarValue::iter_to_array(keys.iter().cloned())?)?;
+            hashes.sort_unstable();
+            hashes.dedup_by_key(|hash| *hash >> 32);
+            Ok(hashes)
         }
-        let mut hashes = key_hashes(&ScalarValue::iter_to_array(keys)?)?;
-        hashes.sort_unstable();
-        hashes.dedup_by_key(|hash| *hash >> 32);
-        Ok(Some(hashes))
     }
 }
 
@@ -336,6 +382,11 @@ fn wanted(part: &Expr, is_key: &dyn Fn(&Expr) -> bool) -> Option<Vec<Expr>> {
     }
 }
 
+/// Whether a condition that is about the key says nothing but which one it is.
+fn is_equality(condition: &Expr) -> bool {
+    matches!(condition, Expr::BinaryExpr(BinaryExpr { op: Operator::Eq, .. }))
+}
+
 /// Whether values of a type that are equal have the same bits.
 fn hashes_as_it_compares(data_type: &DataType) -> bool {
     match data_type {
@@ -443,7 +494,36 @@ fn is_plain(expr: &Expr) -> bool {
     plain
 }
 
+/// The columns of the view that are read; None when all of them are.
+fn columns_read(steps: &[Step]) -> Option<BTreeSet<usize>> {
+    let mut read = BTreeSet::new();
+    for step in steps {
+        match step {
+            Step::Filter(condition) => condition.reads(&mut read),
+            Step::Sort { by, .. } => by.iter().for_each(|(column, _)| column.reads(&mut read)),
+            Step::Limit { .. } => {}
+            Step::Project { columns, .. } => {
+                columns.iter().for_each(|column| column.reads(&mut read));
+                return Some(read);
+            }
+        }
+    }
+    None
+}
+
 impl Expression {
+    /// Adds the columns that it needs.
+    fn reads(&self, read: &mut BTreeSet<usize>) {
+        match self {
+            Self::Ready(planned) => read.extend(collect_columns(planned).into_iter().map(|column| column.index())),
+            Self::Open(expr, schema) => {
+                read.extend(
+                    expr.column_refs().into_iter().filter_map(|column| schema.maybe_index_of_column(column)),
+                );
+            }
+        }
+    }
+
     fn of(expr: &Expr, schema: &DFSchemaRef) -> Result<Self> {
         let open = expr.exists(|part| Ok(matches!(part, Expr::Placeholder(_))))?;
         Ok(match open {

@@ -7,7 +7,8 @@
 //! | before the answer | on the disk, where something was changed | no |
 //! | when the queue is full | waited for | dropped |
 //!
-//! One thread writes; whoever runs a statement only puts a record into a queue.
+//! One thread writes; whoever runs a statement only puts a record into a queue. Reads are gathered there for some
+//! milliseconds, so that they are written many at once.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -35,6 +36,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const READY_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a change waits for its record to be on the disk.
 const DURABLE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long reads may wait for others, to be written with them: waking the thread costs more than a lookup by key.
+const GATHERING: Duration = Duration::from_millis(5);
 /// Records that are written as one.
 const WRITTEN_AT_ONCE: usize = 4096;
 
@@ -115,6 +118,10 @@ struct Shared {
 struct Queue {
     waiting: VecDeque<(Record, Option<oneshot::Sender<()>>)>,
     ended: bool,
+    /// Whether something is in it that is not to wait for more.
+    due: bool,
+    /// Whether the thread sleeps until there is something.
+    asleep: bool,
     /// Why nothing can be written at the moment.
     failing: Option<String>,
 }
@@ -199,9 +206,13 @@ impl AccessLog {
             self.metrics.access_log_dropped.inc();
             return;
         }
+        queue.due |= record.weight == Weight::Kept || queue.waiting.len() >= self.queue_max / 2;
         queue.waiting.push_back((record, tell));
+        let wake = queue.due || std::mem::take(&mut queue.asleep);
         drop(queue);
-        self.shared.filled.notify_one();
+        if wake {
+            self.shared.filled.notify_one();
+        }
     }
 
     /// Ends the thread, once all that waits was written.
@@ -226,11 +237,21 @@ fn write(shared: &Shared, mut files: Files, metrics: &Metrics) {
     loop {
         let (batch, ended): (Vec<_>, bool) = {
             let mut queue = shared.queue.lock();
+            let gathered = Instant::now() + GATHERING;
+            while !queue.due && !queue.ended {
+                if shared.filled.wait_until(&mut queue, gathered).timed_out() {
+                    break;
+                }
+            }
             while queue.waiting.is_empty() && !queue.ended {
+                queue.asleep = true;
                 shared.filled.wait(&mut queue);
             }
+            queue.asleep = false;
             let count = queue.waiting.len().min(WRITTEN_AT_ONCE);
-            (queue.waiting.drain(..count).collect(), queue.ended)
+            let batch = queue.waiting.drain(..count).collect();
+            queue.due = !queue.waiting.is_empty();
+            (batch, queue.ended)
         };
         if batch.is_empty() {
             return;

@@ -6,6 +6,7 @@
 mod backends;
 mod checks;
 mod copy;
+mod described;
 mod encode;
 mod line;
 mod presence;

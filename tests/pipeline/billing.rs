@@ -94,8 +94,8 @@ fn rate(view: &View) -> (&'static str, i128) {
 const TABLES: &str = "
 INSERT INTO billing.currencies VALUES ('USD', 100, 0.01), ('JPY', 1, 1);
 INSERT INTO billing.payees VALUES ('ann', 'USD'), ('bob', 'JPY');
-INSERT INTO videos SELECT 'v' || CAST(n AS TEXT), CASE WHEN n < 5 THEN 'ann' ELSE 'bob' END, '2020-01-01', NULL, now(), current_user
-FROM (VALUES (0), (1), (2), (3), (4), (5)) AS t (n);
+INSERT INTO videos SELECT 'v' || CAST(value AS TEXT), CASE WHEN value < 5 THEN 'ann' ELSE 'bob' END, '2020-01-01', NULL, now(), current_user
+FROM generate_series(0, 5);
 INSERT INTO billing.scope_values VALUES ('country', 'DE'), ('device', 'tv');
 INSERT INTO billing.rates VALUES
  ('usd1', 'default', '', 'USD', 0.0012345, '2020-01-01', '2026-01-15', now(), 'carl', 'dora'),

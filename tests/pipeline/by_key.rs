@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -11,7 +13,7 @@ use crate::server::{Ask, Server};
 use crate::world::{World, click, clicks, eventually};
 
 /// Statements with the values of `$1`, all of which are texts.
-const LOOKUPS: [(&str, &[&str]); 16] = [
+const LOOKUPS: [(&str, &[&str]); 17] = [
     ("SELECT * FROM pages WHERE page = $1", &["a", "b", "nowhere", ""]),
     ("SELECT total, spent / total AS mine, page FROM pages WHERE $1 = page", &["a", "c"]),
     ("SELECT p.total AS t FROM pages p WHERE p.page IN ($1, 'b', 'b', NULL)", &["a", "b", "x"]),
@@ -25,6 +27,7 @@ const LOOKUPS: [(&str, &[&str]); 16] = [
     ("SELECT count(*) FROM pages WHERE page = $1", &["a", "x"]),
     ("SELECT * FROM pages WHERE page = $1 AND total = (SELECT max(total) FROM pages)", &["a", "b"]),
     ("SELECT p.page, q.total FROM pages p JOIN batch.pages q ON p.page = q.page WHERE p.page = $1", &["a"]),
+    ("SELECT * FROM pages WHERE page = (SELECT max(page) FROM pages WHERE page <= $1)", &["b"]),
     ("SELECT * FROM pages WHERE page > $1 ORDER BY page", &["a"]),
     ("SELECT * FROM pages WHERE NOT page = $1 ORDER BY page", &["a"]),
     ("SELECT page FROM (SELECT page, total FROM pages WHERE page = $1) x WHERE total > 0", &["a", "x"]),
@@ -226,4 +229,44 @@ async fn a_prepared_lookup_follows_a_view_that_is_replaced() {
     client.batch_execute("SET viewledger.as_of = '1'").await.unwrap();
     let old = client.query("SELECT total FROM pages WHERE page = $1", &[&"a"]).await.unwrap();
     assert_eq!(old[0].get::<_, i64>(0), 3, "an old generation is read as it was");
+}
+
+/// A message of the wire protocol.
+fn message(kind: &[u8], body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+    [kind, &length, body].concat()
+}
+
+/// The kinds of the messages that come, up to so many.
+async fn kinds(stream: &mut TcpStream, count: usize) -> String {
+    let mut kinds = String::new();
+    while kinds.len() < count {
+        kinds.push(char::from(stream.read_u8().await.unwrap()));
+        let length = usize::try_from(stream.read_u32().await.unwrap()).unwrap();
+        stream.read_exact(&mut vec![0; length - 4]).await.unwrap();
+        if kinds.ends_with('Z') {
+            break;
+        }
+    }
+    kinds
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_described_comes_with_a_flush_or_a_sync() {
+    let world = World::new(2).await;
+    let server = filled(&world).await;
+    let mut stream = TcpStream::connect(server.at.pg).await.unwrap();
+    let startup = [&196_608_u32.to_be_bytes()[..], b"user\0tests\0database\0viewledger\0\0"].concat();
+    stream.write_all(&message(b"", &startup)).await.unwrap();
+    assert!(kinds(&mut stream, usize::MAX).await.ends_with('Z'));
+    let parse = |sql: &str| message(b"P", &[b"\0", sql.as_bytes(), b"\0\0\0"].concat());
+    let flushed = [parse("SELECT total FROM pages WHERE page = $1"), message(b"D", b"S\0"), message(b"H", b"")];
+    let bound = message(b"B", b"\0\0\0\0\0\x01\0\0\0\x01a\0\0");
+    let synced = [bound, message(b"D", b"P\0"), message(b"E", b"\0\0\0\0\0"), message(b"S", b"")];
+    let silent = [parse("BEGIN"), message(b"D", b"S\0"), message(b"S", b"")];
+    for (sent, answered) in [(flushed.concat(), "1tT"), (synced.concat(), "2TDCZ"), (silent.concat(), "1tnZ")] {
+        stream.write_all(&sent).await.unwrap();
+        let told = tokio::time::timeout(Duration::from_secs(30), kinds(&mut stream, answered.len())).await;
+        assert_eq!(told.expect("it is answered"), answered);
+    }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::compute::concat_batches;
+use datafusion::common::ScalarValue;
 use datafusion::datasource::provider_as_source;
 use datafusion::error::Result;
 use datafusion::logical_expr::LogicalPlanBuilder;
@@ -78,6 +79,25 @@ impl Found {
         if self.rows.len() > before {
             self.batches.push(Arc::clone(states));
         }
+    }
+
+    /// Those whose first column is `key`: an index goes by hash.
+    pub(super) fn of(mut self, key: &ScalarValue) -> Result<Self> {
+        let mut kept = Vec::with_capacity(self.rows.len());
+        for (batch, row) in self.rows {
+            if let Some(states) = self.batches.get(batch)
+                && key.eq_array(states.column(0), row)?
+            {
+                kept.push((batch, row));
+            }
+        }
+        self.rows = kept;
+        Ok(self)
+    }
+
+    /// Each row alone.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = RecordBatch> {
+        self.rows.iter().filter_map(|(batch, row)| self.batches.get(*batch).map(|states| states.slice(*row, 1)))
     }
 }
 

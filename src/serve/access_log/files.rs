@@ -50,7 +50,7 @@ struct Line<'a> {
     protocol: &'static str,
     tls: bool,
     session: Option<i32>,
-    statement: Option<String>,
+    statement: Option<&'a str>,
     sqlstate: Option<&'a str>,
     rows: Option<u64>,
     micros: Option<u64>,
@@ -85,8 +85,15 @@ impl Files {
             let (weight, day) = (first.weight, day_of(first.at));
             let together = |record: &Record| record.weight == weight && day_of(record.at) == day;
             let (mut text, mut taken) = (Vec::new(), 0_usize);
+            // The same statement comes again and again.
+            let mut last: Option<(&Arc<str>, String)> = None;
             for record in records.iter().filter(|record| together(record)) {
-                serde_json::to_writer(&mut text, &line(record))?;
+                let statement = record.statement.as_ref();
+                if !matches!((&last, statement), (Some((known, _)), Some(statement)) if Arc::ptr_eq(known, statement))
+                {
+                    last = statement.map(|statement| (statement, redacted(statement)));
+                }
+                serde_json::to_writer(&mut text, &line(record, last.as_ref().map(|(_, shown)| shown.as_str())))?;
                 text.push(b'\n');
                 taken += 1;
                 if text.len() as u64 >= self.share() {
@@ -219,7 +226,7 @@ fn day_of(at: Micros) -> NaiveDate {
     DateTime::from_timestamp_micros(at).unwrap_or_default().date_naive()
 }
 
-fn line(record: &Record) -> Line<'_> {
+fn line<'a>(record: &'a Record, statement: Option<&'a str>) -> Line<'a> {
     let at = DateTime::from_timestamp_micros(record.at).unwrap_or_default();
     let micros = |took: std::time::Duration| u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     Line {
@@ -231,7 +238,7 @@ fn line(record: &Record) -> Line<'_> {
         protocol: record.origin.protocol.name(),
         tls: record.origin.tls,
         session: record.session,
-        statement: record.statement.as_deref().map(redacted),
+        statement,
         sqlstate: record.state.map(|state| state.0),
         rows: record.rows,
         micros: record.took.map(micros),

@@ -13,11 +13,12 @@ use pgwire::messages::extendedquery::Bind;
 use pgwire::messages::response::{CommandComplete, TransactionStatus};
 use pgwire::messages::startup::ParameterStatus;
 
+use super::described::Described;
 use super::startup::Connection;
 use super::wire;
 use crate::serve::error::{QueryError, SqlState};
+use crate::serve::session::Session;
 use crate::serve::session::statement::Statement;
-use crate::serve::session::{Prepared, Session};
 
 /// Prepared statements of one session.
 const PREPARED_MAX: usize = 10_000;
@@ -45,8 +46,8 @@ pub(super) fn check_status(status: TransactionStatus, statement: &Statement) -> 
 }
 
 /// As many values as parameters, as many formats as values; pgwire would index past them.
-pub(super) fn check_bind(bind: &Bind, stored: &StoredStatement<Arc<Prepared>>) -> PgWireResult<()> {
-    let prepared = &stored.statement;
+pub(super) fn check_bind(bind: &Bind, stored: &StoredStatement<Arc<Described>>) -> PgWireResult<()> {
+    let prepared = &stored.statement.prepared;
     let (given, wanted) = (bind.parameters.len(), prepared.parameters.len());
     if given != wanted {
         return Err(bind_violation(&format!(

@@ -10,13 +10,14 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use arrow_pg::datatypes::df::deserialize_parameters;
 use async_trait::async_trait;
 use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::common::ParamValues;
-use futures::{Sink, SinkExt, StreamExt, stream};
+use futures::{Sink, SinkExt, StreamExt, TryFutureExt, stream};
 use pgwire::api::portal::{Format, Portal, PortalExecutionState};
 use pgwire::api::query::{ExtendedQueryHandler, SimpleQueryHandler, send_ready_for_query};
 use pgwire::api::results::{
@@ -27,7 +28,7 @@ use pgwire::api::store::{Entry, PortalStore};
 use pgwire::api::{ClientInfo, ClientPortalStore, DEFAULT_NAME, PgWireConnectionState, Type};
 use pgwire::error::{PgWireError, PgWireResult};
 use pgwire::messages::PgWireBackendMessage;
-use pgwire::messages::data::{DataRow, RowDescription};
+use pgwire::messages::data::{DataRow, NoData, ParameterDescription, RowDescription};
 use pgwire::messages::extendedquery::{
     Bind, BindComplete, Close, CloseComplete, Describe, Execute, Parse, ParseComplete, PortalSuspended,
     Sync as SyncMessage, TARGET_TYPE_BYTE_PORTAL, TARGET_TYPE_BYTE_STATEMENT,
@@ -38,13 +39,14 @@ use pgwire::messages::simplequery::Query;
 use super::checks::{
     bind_violation, check_bind, check_prepared, check_status, complete, forget, report, undescribable, unknown,
 };
+use super::described::Described;
 use super::encode::{RowEncoder, describe, parameter_type};
 use super::presence::Presence;
 use super::startup::Connection;
 use super::wire;
 use crate::serve::error::{QueryError, SqlState};
 use crate::serve::session::statement::Statement;
-use crate::serve::session::{Encode, Outcome, Prepared, QueryService, ROWS_PER_PIECE, Rows, Stop};
+use crate::serve::session::{Encode, Outcome, QueryService, ROWS_PER_PIECE, Rows, Stop};
 
 /// Speaks both protocols for one connection.
 #[derive(Debug)]
@@ -55,8 +57,22 @@ pub(super) struct Queries {
 
 /// What a statement's execution answers, before any row was sent.
 enum Started {
-    Rows { infos: Arc<Vec<FieldInfo>>, rows: RowStream, tag: &'static str },
-    Done { tag: &'static str, rows: Option<usize>, status: Option<TransactionStatus> },
+    Rows {
+        infos: Arc<Vec<FieldInfo>>,
+        rows: RowStream,
+        tag: &'static str,
+    },
+    /// All rows, which were at hand.
+    Table {
+        infos: Arc<Vec<FieldInfo>>,
+        rows: Vec<DataRow>,
+        tag: &'static str,
+    },
+    Done {
+        tag: &'static str,
+        rows: Option<usize>,
+        status: Option<TransactionStatus>,
+    },
 }
 
 type RowStream = std::pin::Pin<Box<dyn stream::Stream<Item = PgWireResult<DataRow>> + Send>>;
@@ -105,7 +121,8 @@ impl Queries {
             *described = Arc::clone(encoder.infos());
             Ok(Encode::new(ROWS_PER_PIECE, move |batch| encoder.encode(&batch)))
         };
-        let work = session.execute(statement, bound.parameters, bound.prepared, encoder);
+        let prepared = bound.described.map(|described| described.prepared.as_ref());
+        let work = session.execute(statement, bound.parameters, prepared, encoder);
         let outcome = stop.race(work).await.and_then(|done| done);
         if outcome.is_err() && matches!(statement, Statement::Commit) {
             // What could not be committed is rolled back.
@@ -115,10 +132,14 @@ impl Queries {
         Ok(match outcome {
             Outcome::Rows { rows, tag, .. } => Started::Rows { infos, rows: row_stream(rows), tag },
             Outcome::Table { batch, tag } => {
-                let encoder = RowEncoder::new(&batch.schema(), format)?;
+                let promised = prepared.and_then(|prepared| prepared.schema.as_ref());
+                let encoder = match bound.described {
+                    Some(described) if promised == Some(&batch.schema()) => described.encoder(format)?,
+                    _ => None,
+                };
+                let encoder = encoder.map_or_else(|| RowEncoder::new(&batch.schema(), format).map(Arc::new), Ok)?;
                 let rows = encoder.encode(&batch).map_err(wire)?;
-                let rows: RowStream = Box::pin(stream::iter(rows.into_iter().map(Ok)));
-                Started::Rows { infos: Arc::clone(encoder.infos()), rows, tag }
+                Started::Table { infos: Arc::clone(encoder.infos()), rows, tag }
             }
             Outcome::Done(tag) => {
                 let rolled_back = failed && tag == "ROLLBACK";
@@ -167,15 +188,31 @@ impl Queries {
         Ok((sent, false))
     }
 
+    /// All rows of a result that was at hand, and its end.
+    async fn hand_over<C>(&self, client: &mut C, rows: Vec<DataRow>, tag: &'static str) -> PgWireResult<()>
+    where
+        C: Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let sent = rows.len();
+        for row in rows {
+            self.feed(client, PgWireBackendMessage::DataRow(row)).await?;
+        }
+        self.feed(client, complete(tag, Some(sent))).await
+    }
+
     /// Hands a message to the socket's buffer; a client that does not read for too long is dropped.
     pub(super) async fn feed<C>(&self, client: &mut C, message: PgWireBackendMessage) -> PgWireResult<()>
     where
         C: Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        let fed = tokio::time::timeout(self.write_timeout, client.feed(message)).await;
-        // The sink's own error may not cross an await.
-        let fed = fed.map(|fed| fed.map_err(PgWireError::from));
+        let mut feeding = client.feed(message).map_err(PgWireError::from);
+        // There is room nearly always, and then no need of a timer.
+        if let Poll::Ready(fed) = futures::poll!(&mut feeding) {
+            return fed;
+        }
+        let fed = tokio::time::timeout(self.write_timeout, feeding).await;
         match fed {
             Ok(fed) => fed,
             Err(_) => {
@@ -190,7 +227,7 @@ impl Queries {
 /// What an execution is bound to.
 struct Bound<'a> {
     parameters: Option<ParamValues>,
-    prepared: Option<&'a Prepared>,
+    described: Option<&'a Described>,
     format: &'a Format,
 }
 
@@ -216,14 +253,16 @@ impl SimpleQueryHandler for Queries {
                 self.copy_out(client, &connection, statement, copy, None, &mut stop).await?;
                 continue;
             }
-            let bound = Bound { parameters: None, prepared: None, format: &Format::UnifiedText };
+            let bound = Bound { parameters: None, described: None, format: &Format::UnifiedText };
             match self.start(client, &connection, statement, bound, &mut stop).await? {
                 Started::Rows { infos, mut rows, tag } => {
-                    let fields = infos.iter().map(Into::into).collect();
-                    let description = RowDescription::new(fields);
-                    self.feed(client, PgWireBackendMessage::RowDescription(description)).await?;
+                    self.feed(client, row_description(&infos)).await?;
                     let (sent, _) = self.pump(client, &mut rows, 0, &mut stop).await?;
                     self.feed(client, complete(tag, Some(sent))).await?;
+                }
+                Started::Table { infos, rows, tag } => {
+                    self.feed(client, row_description(&infos)).await?;
+                    self.hand_over(client, rows, tag).await?;
                 }
                 Started::Done { tag, rows, status } => {
                     self.feed(client, complete(tag, rows)).await?;
@@ -252,7 +291,7 @@ impl SimpleQueryHandler for Queries {
 
 #[async_trait]
 impl ExtendedQueryHandler for Queries {
-    type Statement = Arc<Prepared>;
+    type Statement = Arc<Described>;
     type QueryParser = Preparing;
 
     fn query_parser(&self) -> Arc<Self::QueryParser> {
@@ -320,11 +359,13 @@ impl ExtendedQueryHandler for Queries {
         };
         client.set_state(PgWireConnectionState::QueryInProgress);
         self.presence.expect_until(None);
-        let mut stop = connection.session.lock().await.stop(&portal.statement.statement.statement);
+        let described = &portal.statement.statement;
+        let prepared = &described.prepared;
+        let mut stop = connection.session.lock().await.stop(&prepared.statement);
         let state = portal.state();
         let mut state = state.lock().await;
+        let limit = usize::try_from(message.max_rows).unwrap_or(0);
         if matches!(*state, PortalExecutionState::Initial) {
-            let prepared = &portal.statement.statement;
             let types: Vec<Option<&DataType>> = prepared.parameters.iter().map(Option::as_ref).collect();
             let parameters = match portal.parameter_len() {
                 0 => None,
@@ -336,10 +377,21 @@ impl ExtendedQueryHandler for Queries {
                 client.set_state(PgWireConnectionState::ReadyForQuery);
                 return Ok(());
             }
-            let bound = Bound { parameters, prepared: Some(prepared), format: &portal.result_column_format };
+            let bound = Bound { parameters, described: Some(described), format: &portal.result_column_format };
             match self.start(client, &connection, &prepared.statement, bound, &mut stop).await? {
                 Started::Rows { infos, rows, tag } => {
                     let mut response = QueryResponse::new(infos, rows);
+                    response.set_command_tag(tag);
+                    *state = PortalExecutionState::Suspended(response);
+                }
+                Started::Table { rows, tag, .. } if limit == 0 || rows.len() < limit => {
+                    *state = PortalExecutionState::Finished;
+                    self.hand_over(client, rows, tag).await?;
+                    client.set_state(PgWireConnectionState::ReadyForQuery);
+                    return Ok(());
+                }
+                Started::Table { infos, rows, tag } => {
+                    let mut response = QueryResponse::new(infos, stream::iter(rows.into_iter().map(Ok)));
                     response.set_command_tag(tag);
                     *state = PortalExecutionState::Suspended(response);
                 }
@@ -354,7 +406,6 @@ impl ExtendedQueryHandler for Queries {
                 }
             }
         }
-        let limit = usize::try_from(message.max_rows).unwrap_or(0);
         if let PortalExecutionState::Suspended(response) = &mut *state {
             let tag = response.command_tag().to_owned();
             match self.pump(client, response.data_rows(), limit, &mut stop).await {
@@ -413,7 +464,8 @@ impl ExtendedQueryHandler for Queries {
         self.feed(client, PgWireBackendMessage::CloseComplete(CloseComplete::new())).await
     }
 
-    /// A cursor of SQL is described like a portal.
+    /// A cursor of SQL is described like a portal. What is answered waits for Sync or Flush, as in PostgreSQL: a write to
+    /// the socket costs more than a lookup.
     async fn on_describe<C>(&self, client: &mut C, message: Describe) -> PgWireResult<()>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
@@ -421,18 +473,38 @@ impl ExtendedQueryHandler for Queries {
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        if let (TARGET_TYPE_BYTE_PORTAL, Some(name)) = (message.target_type, message.name.as_deref())
-            && client.portal_store().get_portal(name).is_none()
-        {
-            let connection = connection(client)?;
-            let schema = connection.session.lock().await.cursor_schema(name);
-            if let Some(schema) = schema {
-                let fields = describe(&schema, &Format::UnifiedText)?.iter().map(Into::into).collect();
-                let description = PgWireBackendMessage::RowDescription(RowDescription::new(fields));
-                return self.feed(client, description).await;
+        let name = message.name.as_deref().unwrap_or(DEFAULT_NAME);
+        let fields = match message.target_type {
+            TARGET_TYPE_BYTE_STATEMENT => {
+                let described = match client.portal_store().get_statement(name) {
+                    Some(Entry::Value(stored)) => self.do_describe_statement(client, &stored).await?,
+                    Some(Entry::Empty) => DescribeStatementResponse::no_data(),
+                    None => return Err(PgWireError::StatementNotFound(name.to_owned())),
+                };
+                let types = described.parameters().unwrap_or_default().iter().map(Type::oid).collect();
+                let parameters = PgWireBackendMessage::ParameterDescription(ParameterDescription::new(types));
+                self.feed(client, parameters).await?;
+                Arc::new(described.fields().to_vec())
             }
-        }
-        self._on_describe(client, message).await
+            TARGET_TYPE_BYTE_PORTAL => match client.portal_store().get_portal(name) {
+                Some(Entry::Value(portal)) => {
+                    let encoder = portal.statement.statement.encoder(&portal.result_column_format)?;
+                    encoder.map(|encoder| Arc::clone(encoder.infos())).unwrap_or_default()
+                }
+                Some(Entry::Empty) => Arc::default(),
+                None => {
+                    let schema = connection(client)?.session.lock().await.cursor_schema(name);
+                    let schema = schema.ok_or_else(|| PgWireError::PortalNotFound(name.to_owned()))?;
+                    Arc::new(describe(&schema, &Format::UnifiedText)?)
+                }
+            },
+            other => return Err(PgWireError::InvalidTargetType(other)),
+        };
+        let answer = match fields.is_empty() {
+            true => PgWireBackendMessage::NoData(NoData::new()),
+            false => row_description(&fields),
+        };
+        self.feed(client, answer).await
     }
 
     async fn do_describe_statement<C>(
@@ -446,7 +518,7 @@ impl ExtendedQueryHandler for Queries {
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        let prepared = &target.statement;
+        let prepared = &target.statement.prepared;
         let parameters = prepared.parameters.iter().enumerate().map(|(index, found)| {
             let declared = target.parameter_types.get(index).cloned().flatten();
             declared.filter(|declared| *declared != Type::UNKNOWN).unwrap_or_else(|| parameter_type(found.as_ref()))
@@ -469,8 +541,8 @@ impl ExtendedQueryHandler for Queries {
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        match &target.statement.statement.schema {
-            Some(schema) => Ok(DescribePortalResponse::new(describe(schema, &target.result_column_format)?)),
+        match target.statement.statement.encoder(&target.result_column_format)? {
+            Some(encoder) => Ok(DescribePortalResponse::new(encoder.infos().to_vec())),
             None => Ok(DescribePortalResponse::no_data()),
         }
     }
@@ -492,7 +564,7 @@ pub(super) struct Preparing;
 
 #[async_trait]
 impl QueryParser for Preparing {
-    type Statement = Arc<Prepared>;
+    type Statement = Arc<Described>;
 
     async fn parse_sql<C>(&self, client: &C, sql: &str, _: &[Option<Type>]) -> PgWireResult<Option<Self::Statement>>
     where
@@ -502,7 +574,7 @@ impl QueryParser for Preparing {
         let mut session = connection.session.lock().await;
         if let Some(known) = session.known(sql) {
             check_status(client.transaction_status(), &known.statement)?;
-            return Ok(Some(known));
+            return Ok(Some(Arc::new(Described::new(known))));
         }
         let mut statements = session.parse(sql).await.map_err(wire)?.into_iter();
         let Some(statement) = statements.next() else { return Ok(None) };
@@ -517,11 +589,11 @@ impl QueryParser for Preparing {
         let prepared = stop.race(session.prepare(statement)).await.and_then(|done| done).map_err(wire)?;
         let prepared = Arc::new(prepared);
         session.keep(sql, &prepared);
-        Ok(Some(prepared))
+        Ok(Some(Arc::new(Described::new(prepared))))
     }
 
     fn get_parameter_types(&self, statement: &Self::Statement) -> PgWireResult<Vec<Type>> {
-        Ok(statement.parameters.iter().map(|found| parameter_type(found.as_ref())).collect())
+        Ok(statement.prepared.parameters.iter().map(|found| parameter_type(found.as_ref())).collect())
     }
 
     fn get_result_schema(
@@ -529,11 +601,15 @@ impl QueryParser for Preparing {
         statement: &Self::Statement,
         format: Option<&Format>,
     ) -> PgWireResult<Vec<FieldInfo>> {
-        match &statement.schema {
+        match &statement.prepared.schema {
             Some(schema) => describe(schema, format.unwrap_or(&Format::UnifiedText)),
             None => Ok(Vec::new()),
         }
     }
+}
+
+fn row_description(infos: &[FieldInfo]) -> PgWireBackendMessage {
+    PgWireBackendMessage::RowDescription(RowDescription::new(infos.iter().map(Into::into).collect()))
 }
 
 fn connection<C: ClientInfo>(client: &C) -> PgWireResult<Arc<Connection>> {

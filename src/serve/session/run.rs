@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use datafusion::arrow::record_batch::RecordBatch;
@@ -100,6 +101,12 @@ impl Stop {
 
     /// The outcome of `work`, or why it was stopped; then `work` is dropped.
     pub async fn race<T>(&mut self, work: impl Future<Output = T>) -> Result<T, QueryError> {
+        tokio::pin!(work);
+        self.check()?;
+        // Much work is done at once: it needs no timer, and nobody to wake it.
+        if let Poll::Ready(done) = futures::poll!(work.as_mut()) {
+            return Ok(done);
+        }
         let deadline = self.deadline;
         tokio::select! {
             biased;
@@ -115,6 +122,17 @@ impl Stop {
                 }
             } => Err(QueryError::timed_out()),
             done = work => Ok(done),
+        }
+    }
+
+    /// Why there is to be no more work, now.
+    fn check(&self) -> Result<(), QueryError> {
+        if self.cancelled.has_changed().unwrap_or(true) {
+            return Err(QueryError::cancelled());
+        }
+        match self.deadline {
+            Some(at) if tokio::time::Instant::now() >= at => Err(QueryError::timed_out()),
+            _ => Ok(()),
         }
     }
 }

@@ -229,8 +229,9 @@ impl Settings {
 
     /// The generation to read instead of the present, by number or instant.
     pub fn as_of(&self) -> Option<String> {
-        let (_, at) = self.show(AS_OF).expect("it is a known setting");
-        (!at.is_empty()).then_some(at)
+        let values = self.0.read();
+        let at = values.text(find(AS_OF).expect("it is a known setting"));
+        (!at.is_empty()).then(|| at.to_owned())
     }
 
     /// Whether the client has asked that nothing be changed.
@@ -241,15 +242,19 @@ impl Settings {
     }
 
     fn timeout(&self, name: &str) -> Option<Duration> {
-        let (_, text) = self.show(name).ok()?;
-        parse_timeout(&text).filter(|timeout| !timeout.is_zero())
+        let known = find(name).ok()?;
+        parse_timeout(self.0.read().text(known)).filter(|timeout| !timeout.is_zero())
     }
 }
 
 impl Values {
-    fn value(&self, known: &Known) -> String {
+    fn text(&self, known: &Known) -> &str {
         let set = self.changed.get(known.name).or_else(|| self.defaults.get(known.name));
-        set.cloned().unwrap_or_else(|| known.default.to_owned())
+        set.map_or(known.default, String::as_str)
+    }
+
+    fn value(&self, known: &Known) -> String {
+        self.text(known).to_owned()
     }
 }
 
