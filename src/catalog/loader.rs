@@ -1,24 +1,32 @@
-//! Reads the directory `sql/`: `streams/*.sql`, `views/*.sql` and, where there are any, `tables/*.sql`, `api/*.sql` and
-//! `roles/*.sql`.
+//! Reads the directory `sql/`: `streams/*.sql`, `views/*.sql` and, where there are any, `tables/*.sql`, `api/*.sql`,
+//! `console/*.sql` and `roles/*.sql`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::ddl::{self, Definition};
+use super::endpoint::{self, Endpoint};
 use super::role::{self, Roles};
 use super::table::Table;
 use super::view::{OrdinaryView, View};
-use super::{Catalog, Fault, endpoint};
+use super::{Catalog, Fault};
+
+/// The folder of what the console shows, and the first word of its routes.
+const CONSOLE: &str = "console";
 
 /// Reads every file and returns the catalog, or all faults found in all files.
 pub fn load(dir: &Path) -> Result<Catalog, Vec<Fault>> {
     let mut catalog = Catalog::default();
     let mut faults = Vec::new();
-    for folder in ["streams", "tables", "views", "api"] {
-        if matches!(folder, "tables" | "api") && !dir.join(folder).exists() {
+    for folder in ["streams", "tables", "views", "api", "console"] {
+        if matches!(folder, "tables" | "api" | CONSOLE) && !dir.join(folder).exists() {
             continue;
         }
-        let load = if folder == "api" { load_endpoint } else { load_file };
+        let load = match folder {
+            "api" => load_endpoint,
+            CONSOLE => load_panel,
+            _ => load_file,
+        };
         match sql_files(&dir.join(folder)) {
             Ok(files) => files.iter().for_each(|file| {
                 if let Err(fault) = load(file, &mut catalog) {
@@ -64,6 +72,24 @@ fn read(path: &Path) -> Result<String, Fault> {
 
 fn load_endpoint(path: &Path, catalog: &mut Catalog) -> Result<(), Fault> {
     let endpoint = endpoint::parse(&path.display().to_string(), &read(path)?)?;
+    add_endpoint(endpoint, catalog)
+}
+
+/// An endpoint that the console finds by its route, and asks without parameters.
+fn load_panel(path: &Path, catalog: &mut Catalog) -> Result<(), Fault> {
+    let endpoint = endpoint::parse(&path.display().to_string(), &read(path)?)?;
+    let given = endpoint.parameters.iter().any(|parameter| parameter.default.is_none());
+    if !endpoint.route.is_below(CONSOLE) || given {
+        let reason = format!(
+            "the console asks for routes below /{CONSOLE}/, and gives no parameters: write GET /{CONSOLE}/..., and DEFAULT \
+             for each parameter"
+        );
+        return Err(Fault { file: endpoint.file, line: 1, column: 1, reason });
+    }
+    add_endpoint(endpoint, catalog)
+}
+
+fn add_endpoint(endpoint: Endpoint, catalog: &mut Catalog) -> Result<(), Fault> {
     if let Some(other) = catalog.endpoints.values().find(|other| other.route.overlaps(&endpoint.route)) {
         let reason = format!(
             "route {} and route {} of {} could be meant by one path: give one of them another word",
