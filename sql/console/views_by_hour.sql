@@ -1,5 +1,5 @@
 -- GET /console/views-by-hour
--- about: Views by hour, by the time of the view, and those of them that earn.
+-- about: Views by hour: by the time of the view, and those of them that earn.
 -- returns: rows
 SELECT hour,
        sum(total_views)   AS total_views,

@@ -157,3 +157,36 @@ fn taken(definition: &Definition, catalog: &Catalog) -> Option<String> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const STREAM: &str = "CREATE STREAM s (id TEXT PRIMARY KEY) WITH (topic = 't', format = 'json');";
+
+    #[test]
+    fn a_panel_is_found_by_its_route_and_asked_without_parameters() {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["streams", "views", CONSOLE] {
+            std::fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        std::fs::write(dir.path().join("streams/s.sql"), STREAM).unwrap();
+        let load = |head: &str| {
+            let text = format!("-- GET {head}\n-- returns: rows\nSELECT $n AS n ORDER BY n\n");
+            std::fs::write(dir.path().join(CONSOLE).join("p.sql"), text).unwrap();
+            load(dir.path())
+        };
+        let good = load("/console/p\n-- about: x\n-- query n BIGINT DEFAULT 1: n").unwrap();
+        assert_eq!(good.endpoints.keys().collect::<Vec<_>>(), ["/console/p"]);
+        for bad in [
+            "/p\n-- about: x\n-- query n BIGINT DEFAULT 1: n",
+            "/console/p\n-- about: x\n-- query n BIGINT: n",
+            "/console/{n}\n-- about: x\n-- path n BIGINT: n",
+        ] {
+            let faults = load(bad).unwrap_err();
+            assert_eq!(faults.len(), 1);
+            assert!(faults[0].to_string().contains("routes below /console/"), "{bad}: {}", faults[0]);
+        }
+    }
+}

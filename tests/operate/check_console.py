@@ -6,11 +6,12 @@ are put into the directory.
 
 import pathlib
 import re
+import shutil
 import sys
 
 from playwright.sync_api import expect, sync_playwright
 
-CHROMIUM, HTTP_PORT, DIRECTORY = sys.argv[1:4]
+CHROMIUM, HTTP_PORT, DIRECTORY = shutil.which(sys.argv[1]), *sys.argv[2:4]
 PAGE = f"http://127.0.0.1:{HTTP_PORT}/"
 PATIENCE = 30_000
 
@@ -56,6 +57,7 @@ def check(page, theme):
     expect(page.locator("#told")).to_have_text(re.compile(r"^[1-9]\d* rows in \d+ ms"))
     expect(page.locator("#answer th").first).to_have_text("quality")
     expect(page.locator("#drawn svg rect").first).to_be_attached()
+    page.evaluate("window.scrollTo(0, 0)")
     page.screenshot(path=f"{DIRECTORY}/console-{theme}.png", full_page=True)
     page.locator("#query").fill("SELECT nothing FROM video_views")
     page.keyboard.press("Control+Enter")
@@ -69,7 +71,7 @@ def check(page, theme):
     expect(page.locator("#told")).to_have_text("stopped")
 
     # What a record holds is text to the page.
-    page.locator("#query").fill("SELECT '<img src=x onerror=document.title=1>' AS raw, 1 AS n UNION ALL SELECT '<b>', 2")
+    page.locator("#query").fill("SELECT '<img src=x onerror=document.title=1>' AS raw, 1 AS n UNION ALL SELECT '<b>', 2 ORDER BY n")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#answer tbody td").first).to_have_text("<img src=x onerror=document.title=1>")
     assert page.title() == "Viewledger"
