@@ -3,14 +3,14 @@
 //!
 //! Each scenario runs `viewledger demo` as a process of its own. What needs Python packages or a browser is skipped, with the
 //! reason printed, only where they cannot be had.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
 #[path = "operate/commands.rs"]
 mod commands;
-#[path = "operate/documents.rs"]
-mod documents;
 #[path = "operate/demo.rs"]
 mod demo;
+#[path = "operate/documents.rs"]
+mod documents;
 #[path = "operate/python.rs"]
 mod python;
 #[path = "operate/store.rs"]

@@ -194,7 +194,8 @@ async fn every_endpoint_is_declared_without_a_fault_and_has_a_tag() {
     let declared = declared(&sql()).await.unwrap_or_else(|faults| panic!("{faults:#?}"));
     let endpoints = &declared.names.endpoints;
     let routes: Vec<&String> = endpoints.keys().collect();
-    let (panels, api): (Vec<&String>, Vec<_>) = routes.into_iter().partition(|route| route.starts_with("/console/"));
+    let (panels, api): (Vec<&String>, Vec<_>) =
+        routes.into_iter().partition(|route| route.starts_with("/console/"));
     assert_eq!(api, ["/videos", "/videos/{video_id}/revenue", "/videos/{video_id}/views"]);
     assert_eq!(panels, ["/console/ads", "/console/countries", "/console/top-videos", "/console/views-by-hour"]);
     for (route, endpoint) in endpoints {

@@ -82,7 +82,8 @@ async fn access(config: &Config, runs: bool, found: &mut Found) {
         Ok(security) => security,
         Err(error) => return found.add("access", Finding::Fault(format!("{error:#}"))),
     };
-    let asks = if config.auth.asks_for_passwords() { "asks for passwords" } else { "takes clients to be who they say" };
+    let asks =
+        if config.auth.asks_for_passwords() { "asks for passwords" } else { "takes clients to be who they say" };
     found.add("access", Finding::Fine(format!("listens on {}, {asks}", config.server.bind)));
     if runs {
         return;
@@ -186,7 +187,9 @@ async fn position(stream: &str, topic: &str, facts: &TopicFacts, storage: Option
     };
     let frontier = match archive {
         Ok(archive) => archive.map(|archive| archive.frontier.clone()).unwrap_or_default(),
-        Err(error) => return Finding::Fault(format!("stream {stream}: its archive cannot be read: {}", chain(&error))),
+        Err(error) => {
+            return Finding::Fault(format!("stream {stream}: its archive cannot be read: {}", chain(&error)));
+        }
     };
     match judge(&frontier, facts) {
         Judgement::Refuse(reason) => Finding::Fault(format!("stream {stream}: {reason}")),

@@ -37,7 +37,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.common.load()?;
     let path = if args.ready { "/readyz" } else { "/healthz" };
     let address = SocketAddr::new(reachable(config.server.bind), config.server.http_port);
-    let answer = io_runtime()?.block_on(tokio::time::timeout(PATIENCE, ask(&config, address, path)));
+    let answer =
+        io_runtime()?.block_on(async { tokio::time::timeout(PATIENCE, ask(&config, address, path)).await });
     let answer = answer.with_context(|| format!("{address} did not answer within {} s", PATIENCE.as_secs()))??;
     let (code, body) = parse(&answer).with_context(|| format!("{address} did not answer in HTTP"))?;
     println!("{}", body.trim_end());

@@ -96,7 +96,7 @@ pub fn look(
 ) -> Result<BTreeMap<String, Result<TopicFacts, TopicError>>, rdkafka::error::KafkaError> {
     let mut client = client_config(kafka);
     // What it logs is of no use to who asks once.
-    client.set("debug", "").set_log_level(RDKafkaLogLevel::Emerg);
+    client.remove("debug").set_log_level(RDKafkaLogLevel::Emerg);
     let reader = TopicReader::new(&client)?;
     let mut facts = BTreeMap::new();
     for topic in topics {

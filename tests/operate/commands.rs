@@ -22,6 +22,21 @@ fn health_tells_whether_a_server_answers() {
 }
 
 #[test]
+fn health_asks_by_tls_where_the_settings_have_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let tls = |name| format!("{}/tests/tls/{name}", env!("CARGO_MANIFEST_DIR"));
+    let [certificate, key, other] = ["first.pem", "first.key", "second.pem"].map(tls);
+    let settings = [("VIEWLEDGER_TLS_CERTIFICATE", certificate.as_str()), ("VIEWLEDGER_TLS_KEY", key.as_str())];
+    let demo = Demo::start(dir.path(), &settings);
+    let (code, text) = said(&demo.run(&["health"]));
+    assert_eq!(code, 0, "{text}");
+    let foreign = [("VIEWLEDGER_TLS_CERTIFICATE", other.as_str()), ("VIEWLEDGER_TLS_KEY", key.as_str())];
+    let port = demo.http_port.to_string();
+    let (code, text) = said(&command(&foreign).args(["health", "--http-port", &port]).output().unwrap());
+    assert_eq!((code, text.contains("cannot agree on TLS")), (1, true), "{text}");
+}
+
+#[test]
 fn the_pulse_beats_and_ends_with_the_process() {
     let dir = tempfile::tempdir().unwrap();
     let demo = Demo::start(dir.path(), &[]);
@@ -54,16 +69,23 @@ fn doctor_finds_what_is_wrong() {
     let demo = Demo::start(dir.path(), &[("VIEWLEDGER_SERVER_CONNECTIONS_MAX", "50")]);
     let (code, text) = said(&demo.run(&["doctor"]));
     assert_eq!(code, 0, "{text}");
-    for line in ["is used by the server with pid", "creates an object once", "topic video-views: 12 partitions can be read"] {
+    for line in
+        ["is used by the server with pid", "creates an object once", "topic video-views: 12 partitions can be read"]
+    {
         assert!(text.contains(line), "{line:?} is not in {text}");
     }
     assert!(!dir.path().join("data/probe").join("x").exists());
 
     let elsewhere = dir.path().join("elsewhere").display().to_string();
     let broker = format!("127.0.0.1:{}", demo.broker_port);
-    let free = [("VIEWLEDGER_SERVER_PG_PORT", "0"), ("VIEWLEDGER_SERVER_FLIGHT_PORT", "0"), ("VIEWLEDGER_SERVER_HTTP_PORT", "0")];
+    let free = [
+        ("VIEWLEDGER_SERVER_PG_PORT", "0"),
+        ("VIEWLEDGER_SERVER_FLIGHT_PORT", "0"),
+        ("VIEWLEDGER_SERVER_HTTP_PORT", "0"),
+    ];
     let doctor = |settings: &[(&str, &str)]| {
-        let own = [("VIEWLEDGER_STORAGE_DATA_DIR", elsewhere.as_str()), ("VIEWLEDGER_KAFKA_BROKERS", broker.as_str())];
+        let own =
+            [("VIEWLEDGER_STORAGE_DATA_DIR", elsewhere.as_str()), ("VIEWLEDGER_KAFKA_BROKERS", broker.as_str())];
         let all: Vec<_> = own.iter().chain(&free).chain(settings).copied().collect();
         said(&command(&all).arg("doctor").output().unwrap())
     };
@@ -108,7 +130,9 @@ fn a_backup_can_be_restored() {
     run("cp", &["--archive", "backup", "data"]);
     let (code, after) = verify();
     assert_eq!(code, 0, "{after}");
-    let records = |text: &str| text.lines().filter(|line| line.contains(" records in ")).map(str::to_owned).collect::<Vec<_>>();
+    let records = |text: &str| {
+        text.lines().filter(|line| line.contains(" records in ")).map(str::to_owned).collect::<Vec<_>>()
+    };
     assert_eq!(records(&after), records(&before));
     assert_eq!(records(&after).len(), 3, "{after}");
 

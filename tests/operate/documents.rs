@@ -52,7 +52,9 @@ fn configuration(example: &str) -> String {
             if name.contains('.') {
                 out.push_str(&format!("\n`[{name}]`: {}\n", comment.join(" ")));
             } else {
-                out.push_str(&format!("\n## {name}\n| setting | default | environment | what it does |\n|---|---|---|---|\n"));
+                out.push_str(&format!(
+                    "\n## {name}\n| setting | default | environment | what it does |\n|---|---|---|---|\n"
+                ));
             }
             section = name.to_owned();
             begun = true;
@@ -94,8 +96,11 @@ fn faults_name_tests_that_exist() {
 #[test]
 fn each_alert_has_its_page_and_each_page_its_alert() {
     let alerts = read("docker/prometheus/alerts.yml");
-    let mut named: Vec<&str> =
-        alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).filter(|name| *name != "DiskFillsUp").collect();
+    let mut named: Vec<&str> = alerts
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .filter(|name| *name != "DiskFillsUp")
+        .collect();
     let runbook = read("docs/operate.md");
     let mut told: Vec<&str> = runbook.lines().filter_map(|line| line.strip_prefix("### ")).collect();
     named.sort_unstable();

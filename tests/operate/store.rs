@@ -55,7 +55,10 @@ fn everything_stands_in_a_store_of_s3s_protocol() {
     let demo = Demo::start_with(dir.path(), &[], &["--config", &file]);
     demo.until_refreshed();
     let (code, text) = said(&demo.run(&["doctor", "--config", &file]));
-    assert!(code == 0 && text.contains("s3://bucket/prefix can be written to, and creates an object once"), "{text}");
+    assert!(
+        code == 0 && text.contains("s3://bucket/prefix can be written to, and creates an object once"),
+        "{text}"
+    );
     assert!(!dir.path().join("data/archive").exists(), "nothing of the archive is on this machine");
 
     // Killed, it goes on where the last commit ends; batch and speed agree, and every offset is accounted for.
@@ -68,6 +71,13 @@ fn everything_stands_in_a_store_of_s3s_protocol() {
     });
     assert!(demo.sql("SELECT bool_and(balances) AS b FROM system.conservation").contains("true"));
     demo.stop();
-    let (code, text) = said(&crate::demo::command(&[]).args(["verify", "--config", &file]).arg("--data-dir").arg(dir.path().join("data")).output().unwrap());
+    let (code, text) = said(
+        &crate::demo::command(&[])
+            .args(["verify", "--config", &file])
+            .arg("--data-dir")
+            .arg(dir.path().join("data"))
+            .output()
+            .unwrap(),
+    );
     assert!(code == 0 && text.contains("verified: nothing was changed, lost or added"), "{text}");
 }

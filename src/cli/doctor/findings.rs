@@ -89,7 +89,9 @@ pub(super) fn memory(has: Option<u64>, wanted: BTreeMap<&str, u64>) -> Finding {
             let largest = wanted.iter().max_by_key(|(_, bytes)| **bytes).map_or("", |(name, _)| name);
             Finding::Fault(format!("{said}: the system would end the process; lower {largest} first"))
         }
-        false if all > has / 4 * 3 => Finding::Note(format!("{said}: little is left for the system's cache of files")),
+        false if all > has / 4 * 3 => {
+            Finding::Note(format!("{said}: little is left for the system's cache of files"))
+        }
         false => Finding::Fine(said),
     }
 }

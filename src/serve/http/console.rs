@@ -92,7 +92,11 @@ mod tests {
     fn the_page_needs_nothing_from_elsewhere() {
         for element in ["script", "style"] {
             assert!(between(PAGE, element).unwrap().len() > 100, "{element}");
-            assert_eq!(PAGE.matches(&format!("<{element}")).count(), 1, "one {element}, whose digest is in the policy");
+            assert_eq!(
+                PAGE.matches(&format!("<{element}")).count(),
+                1,
+                "one {element}, whose digest is in the policy"
+            );
         }
         for outside in ["src=", "@import", "url(", "https:", " style=", " onclick=", "innerHTML", "eval("] {
             assert!(!PAGE.contains(outside), "{outside}");
