@@ -41,6 +41,7 @@ pub mod bindings;
 pub mod data;
 pub mod database;
 pub mod definitions;
+mod gauges;
 pub mod guards;
 pub mod listen;
 pub mod refresh;

@@ -12,7 +12,9 @@ use crate::storage::Storage;
 
 pub mod check;
 pub mod demo;
+pub mod doctor;
 pub mod generate;
+pub mod health;
 pub mod password;
 pub mod prove;
 pub mod refresh;
@@ -38,6 +40,8 @@ enum Command {
     Generate(generate::Args),
     Refresh(refresh::Args),
     Check(check::Args),
+    Doctor(doctor::Args),
+    Health(health::Args),
     Verify(verify::Args),
     Seal(seal::Args),
     Prove(prove::Args),
@@ -52,6 +56,8 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args),
         Command::Refresh(args) => refresh::run(args),
         Command::Check(args) => check::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Health(args) => health::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Seal(args) => seal::run(args),
         Command::Prove(args) => prove::run(args),

@@ -10,6 +10,7 @@ pub mod endpoints;
 pub mod ordinary;
 pub mod point;
 pub mod provider;
+pub mod pulse;
 pub mod reconcile;
 pub mod refreshes;
 mod repeatable;

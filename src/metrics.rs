@@ -4,6 +4,7 @@
 //! clone and safe to bump from any thread. A hot loop asks once for its labelled handle and keeps it.
 
 use std::fmt::{self, Write};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -13,6 +14,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 /// What became of one record.
@@ -102,6 +104,9 @@ pub struct ReconciledLabels {
     pub outcome: Reconciled,
 }
 
+/// A number that need not be whole, such as an instant in seconds since 1970.
+pub type FloatGauge = Gauge<f64, AtomicU64>;
+
 /// A histogram per stream; all of one kind share their buckets.
 pub type StreamHistogram = Family<StreamLabel, Histogram, fn() -> Histogram>;
 
@@ -121,6 +126,20 @@ pub struct Metrics {
     pub archive_commit_duration: StreamHistogram,
     /// `archive_bytes_total`: bytes of data files committed.
     pub archive_bytes: Family<StreamLabel, Counter>,
+    /// `partitions_halted`: partitions that are not read; `system.partitions` says why.
+    pub partitions_halted: Family<StreamLabel, Gauge>,
+    /// `intake_faults`: everything for which something is not read; `/readyz` names it.
+    pub intake_faults: Gauge,
+    /// `part_failures`: parts of the process that failed for good; `/healthz` names them.
+    pub part_failures: Gauge,
+    /// `conservation_unbalanced_partitions`: partitions in which offsets passed are not what became of them.
+    pub unbalanced_partitions: Family<StreamLabel, Gauge>,
+    /// `archive_files`: data files that the newest commit names.
+    pub archive_files: Family<StreamLabel, Gauge>,
+    /// `archive_damaged_files`: those among them that upkeep could not read.
+    pub archive_damaged_files: Family<StreamLabel, Gauge>,
+    /// `seal_timestamp_seconds`: when the newest seal was made; 0 before the first.
+    pub sealed_at: FloatGauge,
     /// `refreshes_total`
     pub refreshes: Family<OutcomeLabel, Counter>,
     /// `refresh_duration_seconds`
@@ -131,12 +150,16 @@ pub struct Metrics {
     pub reconciliations_failed: Counter,
     /// `generation`: number of the generation that queries read.
     pub generation: Gauge,
+    /// `generation_created_timestamp_seconds`: when it was made; 0 before the first.
+    pub generation_created_at: FloatGauge,
     /// `delta_bytes`: memory held by everything since the frontier of the current generation.
     pub delta_bytes: Gauge,
-    /// `delta_rows`: records in the delta.
-    pub delta_rows: Gauge,
+    /// `delta_bytes_max`: at which intake waits.
+    pub delta_bytes_max: Gauge,
     /// `pg_connections`: open sessions of the Postgres listener.
     pub pg_connections: Gauge,
+    /// `pg_connections_max`: at which one more is turned away.
+    pub pg_connections_max: Gauge,
     /// `pg_connections_refused_total`: sessions turned away at the limit.
     pub pg_connections_refused: Counter,
     /// `authentications_failed_total`: attempts to connect that did not prove who they are.
@@ -153,6 +176,27 @@ pub struct Metrics {
     pub queries_by_key: Counter,
     /// `query_duration_seconds`: from the start of a statement until its last row was produced.
     pub query_duration: Histogram,
+    /// `data_dir_free_bytes`: what the file system of the data directory has left.
+    pub data_dir_free: Gauge,
+    /// `data_dir_size_bytes`
+    pub data_dir_size: Gauge,
+    /// What Prometheus' clients tell of every process, under their names.
+    pub process: ProcessMetrics,
+}
+
+/// Of the process as the kernel sees it.
+#[derive(Debug, Default)]
+pub struct ProcessMetrics {
+    /// `process_resident_memory_bytes`
+    pub resident_memory: Gauge,
+    /// `process_cpu_seconds_total`
+    pub cpu: Counter<f64, AtomicU64>,
+    /// `process_open_fds`
+    pub open_fds: Gauge,
+    /// `process_max_fds`
+    pub max_fds: Gauge,
+    /// `process_start_time_seconds`
+    pub started_at: FloatGauge,
 }
 
 impl Default for Metrics {
@@ -171,14 +215,23 @@ impl Metrics {
             archive_commits: Family::default(),
             archive_commit_duration: Family::new_with_constructor(seconds),
             archive_bytes: Family::default(),
+            partitions_halted: Family::default(),
+            intake_faults: Gauge::default(),
+            part_failures: Gauge::default(),
+            unbalanced_partitions: Family::default(),
+            archive_files: Family::default(),
+            archive_damaged_files: Family::default(),
+            sealed_at: FloatGauge::default(),
             refreshes: Family::default(),
             refresh_duration: seconds(),
             reconciled_groups: Family::default(),
             reconciliations_failed: Counter::default(),
             generation: Gauge::default(),
+            generation_created_at: FloatGauge::default(),
             delta_bytes: Gauge::default(),
-            delta_rows: Gauge::default(),
+            delta_bytes_max: Gauge::default(),
             pg_connections: Gauge::default(),
+            pg_connections_max: Gauge::default(),
             pg_connections_refused: Counter::default(),
             authentications_failed: Counter::default(),
             access_log_dropped: Counter::default(),
@@ -187,8 +240,12 @@ impl Metrics {
             queries_running: Gauge::default(),
             queries_by_key: Counter::default(),
             query_duration: seconds(),
+            data_dir_free: Gauge::default(),
+            data_dir_size: Gauge::default(),
+            process: ProcessMetrics::default(),
         };
         metrics.register();
+        metrics.register_surroundings();
         metrics
     }
 
@@ -272,9 +329,20 @@ impl Metrics {
             self.reconciliations_failed.clone(),
         );
         r.register("generation", "The generation that queries read", self.generation.clone());
+        r.register_with_unit(
+            "generation_created_timestamp",
+            "When the generation that queries read was made",
+            s.clone(),
+            self.generation_created_at.clone(),
+        );
         r.register("delta_bytes", "Memory held by the delta", self.delta_bytes.clone());
-        r.register("delta_rows", "Records in the delta", self.delta_rows.clone());
+        r.register("delta_bytes_max", "Memory of the delta at which intake waits", self.delta_bytes_max.clone());
         r.register("pg_connections", "Open Postgres sessions", self.pg_connections.clone());
+        r.register(
+            "pg_connections_max",
+            "Postgres sessions at which one more is turned away",
+            self.pg_connections_max.clone(),
+        );
         r.register(
             "pg_connections_refused",
             "Postgres sessions turned away at the limit",
@@ -304,6 +372,33 @@ impl Metrics {
             s,
             self.query_duration.clone(),
         );
+    }
+
+    /// What is looked at now and then, instead of being counted as it happens.
+    fn register_surroundings(&self) {
+        let mut guard = self.registry.lock();
+        let r = &mut *guard;
+        let s = Unit::Seconds;
+        r.register("viewledger_build", "The program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        r.register("partitions_halted", "Partitions that are not read", self.partitions_halted.clone());
+        r.register("intake_faults", "Reasons for which something is not read", self.intake_faults.clone());
+        r.register("part_failures", "Parts of the process that failed for good", self.part_failures.clone());
+        r.register(
+            "conservation_unbalanced_partitions",
+            "Partitions in which offsets passed are not what became of them",
+            self.unbalanced_partitions.clone(),
+        );
+        r.register("archive_files", "Data files that the newest commit names", self.archive_files.clone());
+        r.register("archive_damaged_files", "Data files that cannot be read", self.archive_damaged_files.clone());
+        r.register_with_unit("seal_timestamp", "When the newest seal was made", s.clone(), self.sealed_at.clone());
+        r.register("data_dir_free_bytes", "Free on the data directory's disk", self.data_dir_free.clone());
+        r.register("data_dir_size_bytes", "Size of the data directory's disk", self.data_dir_size.clone());
+        let process = &self.process;
+        r.register("process_resident_memory_bytes", "Resident memory", process.resident_memory.clone());
+        r.register_with_unit("process_cpu", "Processor time spent", s.clone(), process.cpu.clone());
+        r.register("process_open_fds", "Open file descriptors", process.open_fds.clone());
+        r.register("process_max_fds", "File descriptors that may be open", process.max_fds.clone());
+        r.register_with_unit("process_start_time", "When the process began", s, process.started_at.clone());
     }
 }
 

@@ -10,6 +10,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub mod machine;
+
 /// Microseconds since 1970-01-01T00:00:00Z.
 pub type Micros = i64;
 

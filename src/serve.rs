@@ -67,6 +67,11 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
         None
     }
 
+    /// The present in few numbers, as JSON; None where nobody watches. Must be cheap.
+    fn pulse(&self) -> Option<String> {
+        None
+    }
+
     /// The query of `plan`, when it can be answered by key without planning it again.
     async fn by_key(&self, _plan: &LogicalPlan, _state: &SessionState) -> Option<Arc<PointQuery>> {
         None

@@ -22,6 +22,7 @@ pub mod manifest;
 pub mod merging;
 pub mod parquet;
 pub mod paths;
+pub mod probe;
 pub mod scan;
 mod verified;
 

@@ -25,9 +25,11 @@ use crate::engine::Engine;
 use crate::kafka::status::IntakeStatus;
 use crate::merge::audit;
 use crate::merge::catalog::PinnedCatalog;
+use crate::merge::certificate;
 use crate::merge::diff::ViewDiff;
 use crate::merge::endpoints::PlannedEndpoint;
 use crate::merge::point::PointQuery;
+use crate::merge::pulse::Pulse;
 use crate::merge::snapshot::SnapshotCell;
 use crate::merge::system::{self, Surroundings};
 use crate::runtime::Health;
@@ -143,6 +145,13 @@ impl Database for Merged {
             complete: certificate.complete,
             json: certificate.json(),
         })
+    }
+
+    fn pulse(&self) -> Option<String> {
+        let open = self.open.load();
+        let now = open.around.clock.now();
+        let pulse = Pulse::of(&open.cell.load(), &open.status, &open.health, now);
+        Some(certificate::json(&pulse))
     }
 
     async fn by_key(&self, plan: &LogicalPlan, state: &SessionState) -> Option<Arc<PointQuery>> {

@@ -7,10 +7,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::sync::mpsc;
 
-use super::Core;
 use super::database::{Merged, Reload};
 use super::reload::{Live, follow_files};
 use super::security::Security;
+use super::{Core, gauges};
 use crate::audit::key::SigningKey;
 use crate::audit::sealer::Sealer;
 use crate::config::Config;
@@ -19,9 +19,6 @@ use crate::serve::auth::Protocol;
 use crate::serve::session::{QueryService, query_runtime};
 use crate::serve::tls::sockets::Sockets;
 use crate::serve::{self, Database, Endpoint, flight, http, pg};
-
-/// How often gauges are brought up to date.
-const GAUGE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the end waits for a refresh to stop.
 const END_PATIENCE: Duration = Duration::from_secs(5);
@@ -153,7 +150,7 @@ async fn live(
 
 /// Starts what goes on beside intake for as long as `core` is open.
 fn tend(core: &Core) {
-    spawn("gauges", &core.health, gauges(core));
+    spawn("gauges", &core.health, gauges::keep(core));
     let interval_max = core.config.refresh.interval_max;
     let sealing = seal(core);
     core.refresher.spawn("seals", &core.health, sealing);
@@ -208,33 +205,6 @@ fn seal(core: &Core) -> impl Future<Output = ()> + Send + 'static {
             Ok(key) => Sealer { storage, key, clock }.run(seals, interval, shutdown).await,
             // Counting goes on without.
             Err(error) => tracing::error!(error = chain(&error), "the archive is not sealed"),
-        }
-    }
-}
-
-/// Brings gauges up to date until shutdown.
-fn gauges(core: &Core) -> impl Future<Output = ()> + Send + 'static {
-    let (cell, status, metrics) = (Arc::clone(&core.cell), core.status.clone(), Arc::clone(&core.metrics));
-    let shutdown = core.shutdown.clone();
-    async move {
-        loop {
-            let snapshot = cell.load();
-            let bytes: usize = snapshot.streams.values().map(|stream| stream.delta.bytes()).sum();
-            metrics.delta_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-            metrics.generation.set(i64::try_from(snapshot.generation.id.0).unwrap_or(i64::MAX));
-            for (stream, partitions) in status.partitions() {
-                let Some(counted) = snapshot.streams.get(&stream) else { continue };
-                for (id, partition) in partitions {
-                    if let Some(end) = partition.end {
-                        metrics.set_consumer_lag(&stream, id.0, (end.0 - counted.end.position(id).0).max(0));
-                    }
-                }
-            }
-            drop(snapshot);
-            tokio::select! {
-                () = tokio::time::sleep(GAUGE_INTERVAL) => {}
-                () = shutdown.wait() => return,
-            }
         }
     }
 }

@@ -40,8 +40,12 @@ impl Seals {
         self.newest.lock().iter().cloned().collect()
     }
 
+    pub fn newest(&self) -> Option<Arc<Seal>> {
+        self.newest.lock().back().cloned()
+    }
+
     fn last(&self) -> u64 {
-        self.newest.lock().back().map_or(0, |seal| seal.statement.seal)
+        self.newest().map_or(0, |seal| seal.statement.seal)
     }
 
     /// Takes up what was sealed since, also by other processes.

@@ -1,24 +1,33 @@
 //! Reads the directory `sql/`: `streams/*.sql`, `views/*.sql` and, where there are any, `tables/*.sql`, `quality/*.sql`,
-//! `functions/*.sql`, `api/*.sql` and `roles/*.sql`. What is in `quality` are views too: those that should have no rows.
+//! `functions/*.sql`, `api/*.sql`, `console/*.sql` and `roles/*.sql`. What is in `quality` are views too: those that should
+//! have no rows.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::ddl::{self, Definition};
+use super::endpoint::{self, Endpoint};
 use super::role::{self, Roles};
 use super::table::Table;
 use super::view::{OrdinaryView, View};
-use super::{Catalog, Fault, endpoint};
+use super::{Catalog, Fault};
+
+/// The folder of what the console shows, and the first word of its routes.
+const CONSOLE: &str = "console";
 
 /// Reads every file and returns the catalog, or all faults found in all files.
 pub fn load(dir: &Path) -> Result<Catalog, Vec<Fault>> {
     let mut catalog = Catalog::default();
     let mut faults = Vec::new();
-    for folder in ["streams", "tables", "views", "quality", "functions", "api"] {
-        if matches!(folder, "tables" | "quality" | "functions" | "api") && !dir.join(folder).exists() {
+    for folder in ["streams", "tables", "views", "quality", "functions", "api", CONSOLE] {
+        if !matches!(folder, "streams" | "views") && !dir.join(folder).exists() {
             continue;
         }
-        let load = if folder == "api" { load_endpoint } else { load_file };
+        let load = match folder {
+            "api" => load_endpoint,
+            CONSOLE => load_panel,
+            _ => load_file,
+        };
         match sql_files(&dir.join(folder)) {
             Ok(files) => files.iter().for_each(|file| {
                 if let Err(fault) = load(file, &mut catalog) {
@@ -64,6 +73,24 @@ fn read(path: &Path) -> Result<String, Fault> {
 
 fn load_endpoint(path: &Path, catalog: &mut Catalog) -> Result<(), Fault> {
     let endpoint = endpoint::parse(&path.display().to_string(), &read(path)?)?;
+    add_endpoint(endpoint, catalog)
+}
+
+/// An endpoint that the console finds by its route, and asks without parameters.
+fn load_panel(path: &Path, catalog: &mut Catalog) -> Result<(), Fault> {
+    let endpoint = endpoint::parse(&path.display().to_string(), &read(path)?)?;
+    let given = endpoint.parameters.iter().any(|parameter| parameter.default.is_none());
+    if !endpoint.route.is_below(CONSOLE) || given {
+        let reason = format!(
+            "the console asks for routes below /{CONSOLE}/, and gives no parameters: write GET /{CONSOLE}/..., and DEFAULT \
+             for each parameter"
+        );
+        return Err(Fault { file: endpoint.file, line: 1, column: 1, reason });
+    }
+    add_endpoint(endpoint, catalog)
+}
+
+fn add_endpoint(endpoint: Endpoint, catalog: &mut Catalog) -> Result<(), Fault> {
     if let Some(other) = catalog.endpoints.values().find(|other| other.route.overlaps(&endpoint.route)) {
         let reason = format!(
             "route {} and route {} of {} could be meant by one path: give one of them another word",
@@ -135,6 +162,39 @@ fn taken(definition: &Definition, catalog: &Catalog) -> Option<String> {
             let ordinary = || catalog.ordinary.get(name).map(|view| ("view", &view.file, view.line));
             let (kind, file, line) = table().or_else(kept).or_else(ordinary)?;
             Some(format!("{kind} {name} is declared already, at {file}:{line}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const STREAM: &str = "CREATE STREAM s (id TEXT PRIMARY KEY) WITH (topic = 't', format = 'json');";
+
+    #[test]
+    fn a_panel_is_found_by_its_route_and_asked_without_parameters() {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["streams", "views", CONSOLE] {
+            std::fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        std::fs::write(dir.path().join("streams/s.sql"), STREAM).unwrap();
+        let load = |head: &str| {
+            let text = format!("-- GET {head}\n-- returns: rows\nSELECT $n AS n ORDER BY n\n");
+            std::fs::write(dir.path().join(CONSOLE).join("p.sql"), text).unwrap();
+            load(dir.path())
+        };
+        let good = load("/console/p\n-- about: x\n-- query n BIGINT DEFAULT 1: n").unwrap();
+        assert_eq!(good.endpoints.keys().collect::<Vec<_>>(), ["/console/p"]);
+        for bad in [
+            "/p\n-- about: x\n-- query n BIGINT DEFAULT 1: n",
+            "/console/p\n-- about: x\n-- query n BIGINT: n",
+            "/console/{n}\n-- about: x\n-- path n BIGINT: n",
+        ] {
+            let faults = load(bad).unwrap_err();
+            assert_eq!(faults.len(), 1);
+            assert!(faults[0].to_string().contains("routes below /console/"), "{bad}: {}", faults[0]);
         }
     }
 }

@@ -109,7 +109,7 @@ fn greet(at: Addresses, brokers: &str, rate: f64) {
     let broker = format!("{brokers} (embedded, {rate} records a second)");
     println!(
         "\n  Kafka     {broker}\n  Postgres  {host}:{port}\n  Flight    grpc://{}\n  \
-         HTTP      http://{}/videos  /openapi.json  /readyz  /metrics\n\n\
+         HTTP      http://{}/  the console; /videos  /openapi.json  /readyz  /metrics\n\n\
          Ask it:\n  \
          psql -h {host} -p {port} -U analyst -d viewledger\n    \
          \\dt *.*                                  what there is\n    \

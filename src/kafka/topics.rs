@@ -11,9 +11,12 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka_sys as sys;
 
+use super::consumer::client_config;
+use crate::config;
 use crate::position::{Offset, PartitionId, StreamFrontier, TopicIdentity};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -83,13 +86,37 @@ pub fn judge(stored: &StreamFrontier, facts: &TopicFacts) -> Judgement {
     Judgement::Read { start, halt }
 }
 
+/// Asks about each topic once, from outside of intake. Blocks for some seconds at most a topic.
+///
+/// # Errors
+/// When the settings of the client are not good.
+pub fn look(
+    kafka: &config::Kafka,
+    topics: impl IntoIterator<Item = String>,
+) -> Result<BTreeMap<String, Result<TopicFacts, TopicError>>, rdkafka::error::KafkaError> {
+    let mut client = client_config(kafka);
+    // What it logs is of no use to who asks once.
+    client.remove("debug").set_log_level(RDKafkaLogLevel::Emerg);
+    let reader = TopicReader::new(&client)?;
+    let mut facts = BTreeMap::new();
+    for topic in topics {
+        let found = reader.facts(&topic);
+        let gone = matches!(found, Err(TopicError::Unreachable(_)));
+        facts.insert(topic, found);
+        if gone {
+            break;
+        }
+    }
+    Ok(facts)
+}
+
 /// Asks the brokers. Every call blocks for some seconds at most.
 pub(super) struct TopicReader {
     admin: AdminClient<DefaultClientContext>,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub(super) enum TopicError {
+pub enum TopicError {
     #[error("{0}")]
     Missing(String),
     #[error("no broker answers: {0}")]

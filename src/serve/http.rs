@@ -1,5 +1,5 @@
-//! The HTTP adapter: statements (`POST /sql`), the endpoints of `sql/api`, what they are (`GET /openapi.json`), and for
-//! operators health, readiness and metrics.
+//! The HTTP adapter: statements (`POST /sql`), the endpoints of `sql/api`, what they are (`GET /openapi.json`), the console,
+//! and for operators health, readiness and metrics.
 //!
 //! Only this file and `http/` name axum and hyper. A result is encoded on the query runtime, a piece at a time; what a slow
 //! client does not take holds the query back, and a client that goes away ends it.
@@ -10,6 +10,7 @@
 mod answer;
 mod body;
 mod connection;
+mod console;
 mod endpoints;
 mod format;
 mod guard;
@@ -61,13 +62,17 @@ pub async fn serve_http(
         sessions: Arc::new(Semaphore::new(limits.connections_max)),
         numbers: AtomicI32::new(0),
         kept: Mutex::default(),
+        watchers: Arc::new(Semaphore::new(console::WATCHERS_MAX)),
         health: health.clone(),
+        shutdown: shutdown.clone(),
         service,
     });
     let guarded = Router::new()
         .route("/sql", post(sql::answer))
         .route("/openapi.json", get(openapi::answer))
         .route("/snapshot", get(operations::snapshot))
+        .route("/", get(console::page))
+        .route("/pulse", get(console::pulse))
         .fallback(endpoints::answer)
         .layer(from_fn_with_state(guard::Names::of(sockets.address()), guard::check));
     let routes = Router::new()
@@ -91,7 +96,10 @@ struct Desk {
     numbers: AtomicI32,
     /// The statements of endpoints, by route.
     kept: Mutex<HashMap<String, Kept>>,
+    /// One for each that watches the present.
+    watchers: Arc<Semaphore>,
     health: Health,
+    shutdown: Shutdown,
 }
 
 impl Desk {

@@ -16,6 +16,7 @@ use tokio_rustls::rustls::{self, ServerConfig};
 
 use super::auth::Protocol;
 
+pub mod pinned;
 pub mod sockets;
 
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use parking_lot::Mutex;
 
@@ -30,6 +30,8 @@ pub enum Fault {
     AfterWrite,
     /// The write happens, the answer is lost, and so is that to the next question.
     Unanswered,
+    /// The write happens although it was to happen only where there is nothing.
+    Overwriting,
     /// The process is gone: this and every later write does not happen.
     Killed,
 }
@@ -162,6 +164,7 @@ impl ObjectStore for FaultyStore {
             Some(Fault::DiskFull) => Err(failure(std::io::ErrorKind::StorageFull.into())),
             Some(Fault::Eio) => Err(failure(std::io::Error::from_raw_os_error(5))),
             Some(Fault::Killed) => Err(failure(std::io::Error::other("the process was killed"))),
+            Some(Fault::Overwriting) => self.inner.put(location, payload).await,
             Some(fault @ (Fault::AfterWrite | Fault::Unanswered)) => {
                 self.deaf.store(fault == Fault::Unanswered, Ordering::SeqCst);
                 self.inner.put_opts(location, payload, opts).await?;

@@ -11,6 +11,7 @@
 //! | `tables/rows/<table>/<version>-<nonce>.parquet` | the rows of a version |
 //! | `audit/seals/<20 digits>.json` | seals on all of this |
 //! | `audit/epochs/<20 digits>-<nonce>.jsonl` | the leaves that a seal added to the trees of streams |
+//! | `probe/<uuid>` | made and deleted again by `viewledger doctor` |
 //! | `LOCK` | held by the one process that uses a local directory |
 
 use object_store::path::Path;
@@ -24,6 +25,11 @@ pub const LOCK_FILE: &str = "LOCK";
 /// Numbers are padded to 20 digits, so that names sort as numbers do.
 pub fn padded(number: u64) -> String {
     format!("{number:020}")
+}
+
+/// An object of no meaning, by which storage is tried.
+pub fn probe() -> Path {
+    Path::from_iter(["probe", &Uuid::new_v4().to_string()])
 }
 
 /// The manifest log of generations.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// First segments that the server answers itself.
-const RESERVED: [&str; 6] = ["sql", "openapi.json", "healthz", "readyz", "metrics", "snapshot"];
+const RESERVED: [&str; 7] = ["sql", "openapi.json", "healthz", "readyz", "metrics", "snapshot", "pulse"];
 
 /// Segments of a path, of which some are parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +33,11 @@ impl Route {
             Some((_, name)) => Err(format!("the route has {{{name}}} twice")),
             None => Ok(Self(segments)),
         }
+    }
+
+    /// Whether its first segment is this word.
+    pub fn is_below(&self, word: &str) -> bool {
+        matches!(self.0.first(), Some(Segment::Word(first)) if first == word)
     }
 
     /// Names of its parameters, in order.
