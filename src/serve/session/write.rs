@@ -219,7 +219,7 @@ impl Session {
         Ok(touched)
     }
 
-    fn refuse_write(&self, tag: &str) -> Result<(), QueryError> {
+    pub(super) fn refuse_write(&self, tag: &str) -> Result<(), QueryError> {
         let read_only = |why: String| Err(QueryError::new(SqlState::READ_ONLY_TRANSACTION, why));
         if self.settings.read_only() {
             return read_only(format!("cannot execute {tag} in a read-only transaction"));
