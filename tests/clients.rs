@@ -1,7 +1,7 @@
 //! A running server and its archive, read by other people's clients: python deltalake, pyarrow and DuckDB open the archive;
-//! ADBC, pyarrow.flight, polars, psycopg and asyncpg ask the server.
+//! ADBC, pyarrow.flight, polars, psycopg, asyncpg, SQLAlchemy, pandas, psql, pgjdbc and node-postgres ask the server.
 //!
-//! Skipped, with the reason printed, only where pip cannot install those readers (`tests/clients/python.sh`).
+//! Skipped, with the reason printed, only where they cannot be installed (`tests/clients/*.sh`).
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -77,6 +77,26 @@ async fn other_clients_read_archive_and_views_and_agree() {
     run(python, &[&script("check_archive.py"), &site.data_dir(), &expected_file]);
     let [postgres, flight] = [site.pg_port, site.flight_port].map(|port| PathBuf::from(port.to_string()));
     run(python, &[&script("read_views.py"), &postgres, &flight]);
+    run(python, &[&script("read_tools.py"), &postgres]);
+    ask_by_others(&site.pg_port.to_string());
+}
+
+/// Clients that are no Python, each where it can be had.
+fn ask_by_others(port: &str) {
+    let psql = Command::new(script("psql.sh")).arg(port).output().unwrap();
+    if psql.status.code() == Some(NOT_POSSIBLE_HERE) {
+        println!("skipped: {}", String::from_utf8_lossy(&psql.stderr).trim());
+    } else {
+        told("psql", &psql);
+    }
+    if let Some(modules) = installed("node.sh") {
+        let reader = script("read_views.mjs");
+        told("node", &Command::new("node").arg(reader).arg(port).arg(modules).output().unwrap());
+    }
+    if let Some(jars) = installed("java.sh") {
+        let classes = format!("{0}:{0}/*", jars.display());
+        told("java", &Command::new("java").args(["-cp", &classes, "ReadViews", port]).output().unwrap());
+    }
 }
 
 /// Other readers shall find files that took others in, and those gone from the log.
@@ -123,26 +143,31 @@ fn script(name: &str) -> PathBuf {
 /// A Python that has the readers; None, with the reason printed, where pip cannot install them.
 fn python() -> Option<&'static Path> {
     static PYTHON: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PYTHON.get_or_init(install).as_deref()
+    PYTHON.get_or_init(|| installed("python.sh")).as_deref()
 }
 
-fn install() -> Option<PathBuf> {
-    let output = Command::new(script("python.sh")).output().unwrap();
+/// What a script prints that installs a client; None, with the reason printed, where it cannot.
+fn installed(name: &str) -> Option<PathBuf> {
+    let output = Command::new(script(name)).output().unwrap();
     let reason = String::from_utf8_lossy(&output.stderr);
     match output.status.code() {
         Some(0) => Some(PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())),
         Some(NOT_POSSIBLE_HERE) => {
-            println!("skipped: pip cannot install the readers: {}", reason.trim());
+            println!("skipped: {name} cannot install its clients: {}", reason.trim());
             None
         }
-        _ => panic!("python.sh failed: {reason}"),
+        _ => panic!("{name} failed: {reason}"),
     }
 }
 
 fn run(python: &Path, arguments: &[&Path]) {
     let output = Command::new(python).arg("-B").args(arguments).output().unwrap();
+    told(&arguments[0].display().to_string(), &output);
+}
+
+fn told(what: &str, output: &std::process::Output) {
     let said = String::from_utf8_lossy(&output.stdout);
     let complained = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}:\n{said}{complained}", arguments[0].display());
+    assert!(output.status.success(), "{what}:\n{said}{complained}");
     println!("{}", said.trim());
 }

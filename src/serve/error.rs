@@ -25,7 +25,10 @@ impl SqlState {
     pub const INVALID_DATETIME: Self = Self("22007");
     pub const DIVISION_BY_ZERO: Self = Self("22012");
     pub const INVALID_PARAMETER: Self = Self("22023");
+    pub const CHARACTER_NOT_IN_REPERTOIRE: Self = Self("22021");
     pub const INVALID_TEXT: Self = Self("22P02");
+    pub const INVALID_BINARY: Self = Self("22P03");
+    pub const BAD_COPY_FILE: Self = Self("22P04");
     pub const NOT_NULL_VIOLATION: Self = Self("23502");
     pub const UNIQUE_VIOLATION: Self = Self("23505");
     pub const CHECK_VIOLATION: Self = Self("23514");
@@ -77,6 +80,8 @@ pub struct QueryError {
     pub hint: Option<String>,
     /// Character in the text of the message, from 1.
     pub position: Option<usize>,
+    /// Where in the data that a client sent.
+    pub context: Option<Box<str>>,
 }
 
 impl fmt::Display for QueryError {
@@ -89,7 +94,7 @@ impl std::error::Error for QueryError {}
 
 impl QueryError {
     pub fn new(state: SqlState, message: impl Into<String>) -> Self {
-        Self { state, message: message.into(), detail: None, hint: None, position: None }
+        Self { state, message: message.into(), detail: None, hint: None, position: None, context: None }
     }
 
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -99,6 +104,11 @@ impl QueryError {
 
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
+        self
+    }
+
+    pub fn context(mut self, context: impl Into<String>) -> Self {
+        self.context = Some(context.into().into_boxed_str());
         self
     }
 

@@ -6,6 +6,7 @@
 mod backends;
 mod checks;
 mod copy;
+mod copy_in;
 mod described;
 mod encode;
 mod line;
@@ -135,6 +136,10 @@ impl PgWireServerHandlers for Parts {
         Arc::clone(&self.queries)
     }
 
+    fn copy_handler(&self) -> Arc<impl pgwire::api::copy::CopyHandler> {
+        Arc::clone(&self.queries)
+    }
+
     fn startup_handler(&self) -> Arc<impl pgwire::api::auth::StartupHandler> {
         Arc::clone(&self.startup)
     }
@@ -167,6 +172,7 @@ fn wire(error: QueryError) -> PgWireError {
     info.detail = error.detail;
     info.hint = error.hint;
     info.position = error.position.map(|position| position.to_string());
+    info.where_context = error.context.map(String::from);
     PgWireError::UserError(Box::new(info))
 }
 

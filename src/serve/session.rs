@@ -7,6 +7,7 @@ mod by_key;
 pub mod copy;
 pub mod cursor;
 mod dialect;
+mod escape;
 pub mod functions;
 mod guard;
 mod log;
@@ -408,6 +409,7 @@ impl Session {
             Statement::Query(_) | Statement::Copy(_) | Statement::Cursor(_) | Statement::Write(_) => {
                 return Err(QueryError::internal("not a small statement"));
             }
+            Statement::CopyIn(_) => return Err(copy_elsewhere()),
             Statement::Show(name) => Outcome::Table { batch: self.show(name.as_deref())?, tag: "SHOW" },
             Statement::Set { name, value, scope } => {
                 if name == AS_OF
@@ -542,7 +544,7 @@ impl Session {
         run::Work::start(&self.service.queries, async move {
             let mut state = service.template.clone();
             let default_schema = settings.default_schema();
-            let (catalogs, named) = service.system.over(&pinned, &rights);
+            let (catalogs, named) = service.system.over(&pinned, &rights, &settings);
             state.register_catalog_list(catalogs);
             state.config_mut().options_mut().catalog.default_schema.clone_from(&default_schema);
             functions::register_session(&mut state, &identity, &settings, &default_schema)?;
@@ -628,6 +630,11 @@ impl Session {
         let arrays = columns.into_iter().map(|values| Arc::new(StringArray::from(values)) as _).collect();
         RecordBatch::try_new(schema, arrays).map_err(|error| QueryError::internal(error.to_string()))
     }
+}
+
+fn copy_elsewhere() -> QueryError {
+    QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, "COPY FROM STDIN is of Postgres wire")
+        .hint("elsewhere, INSERT adds rows")
 }
 
 fn tag(change: &ViewChange) -> &'static str {

@@ -20,6 +20,7 @@ mod http;
 mod joins;
 mod kafka;
 mod keeping;
+mod loads;
 mod partitions;
 mod processes;
 mod psql;

@@ -72,7 +72,7 @@ pub(super) fn schema_bytes(schema: &Schema) -> Result<Bytes, Status> {
 
 /// What the client is told: the message with its detail and hint, and the SQLSTATE.
 pub(super) fn refusal(error: QueryError) -> Status {
-    let QueryError { state, message, detail, hint, position } = error;
+    let QueryError { state, message, detail, hint, position, context: _ } = error;
     let mut text = message;
     for more in [detail, hint].into_iter().flatten() {
         text.push_str("; ");

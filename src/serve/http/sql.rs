@@ -105,6 +105,7 @@ fn refuse_lasting(statement: &Statement) -> Result<(), QueryError> {
         Statement::Copy(_) => {
             Err(unsupported("COPY is of Postgres wire").hint("send the SELECT, and accept: text/csv"))
         }
+        Statement::CopyIn(_) => Err(unsupported("COPY is of Postgres wire").hint("send an INSERT")),
         Statement::Cursor(_) => Err(unsupported("a cursor is of Postgres wire")),
         _ => Ok(()),
     }

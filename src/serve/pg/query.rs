@@ -6,6 +6,7 @@
 //! | Parse | one statement, planned once for the types of its parameters and results |
 //! | Bind | values checked for number and format |
 //! | Execute | started at the first, continued by the next; never more rows in memory than a few pieces |
+//! | Copy | what COPY FROM STDIN brings, see `copy_in` |
 //! | Sync | outside a transaction it closes every portal |
 
 use std::fmt::Debug;
@@ -39,6 +40,7 @@ use pgwire::messages::simplequery::Query;
 use super::checks::{
     bind_violation, check_bind, check_prepared, check_status, complete, forget, report, undescribable, unknown,
 };
+use super::copy_in::{Begun, Copying};
 use super::described::Described;
 use super::encode::{RowEncoder, describe, parameter_type};
 use super::presence::Presence;
@@ -53,6 +55,8 @@ use crate::serve::session::{Encode, Outcome, QueryService, ROWS_PER_PIECE, Rows,
 pub(super) struct Queries {
     write_timeout: Duration,
     presence: Arc<Presence>,
+    /// The COPY FROM STDIN that is under way.
+    pub(super) copying: tokio::sync::Mutex<Option<Copying>>,
 }
 
 /// What a statement's execution answers, before any row was sent.
@@ -79,11 +83,11 @@ type RowStream = std::pin::Pin<Box<dyn stream::Stream<Item = PgWireResult<DataRo
 
 impl Queries {
     pub(super) fn new(service: &QueryService, presence: Arc<Presence>) -> Self {
-        Self { write_timeout: service.limits().write_timeout, presence }
+        Self { write_timeout: service.limits().write_timeout, presence, copying: tokio::sync::Mutex::default() }
     }
 
     /// Inside a transaction a client holds a snapshot, so it may not be silent for ever.
-    async fn await_next<C: ClientInfo>(&self, client: &C, connection: &Connection) {
+    pub(super) async fn await_next<C: ClientInfo>(&self, client: &C, connection: &Connection) {
         let patience = match client.transaction_status() {
             TransactionStatus::Idle => None,
             _ => connection.session.lock().await.settings().idle_in_transaction_timeout(),
@@ -247,7 +251,14 @@ impl SimpleQueryHandler for Queries {
         if statements.is_empty() {
             self.feed(client, PgWireBackendMessage::EmptyQueryResponse(EmptyQueryResponse::new())).await?;
         }
-        for statement in &statements {
+        for (index, statement) in statements.iter().enumerate() {
+            if let Statement::CopyIn(copy) = statement {
+                if index + 1 < statements.len() {
+                    let message = "COPY FROM STDIN must be the last statement of its message";
+                    return Err(wire(QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, message)));
+                }
+                return self.copy_in(client, &connection, (statement, copy), Begun::Simple).await;
+            }
             let mut stop = connection.session.lock().await.stop(statement);
             if let Statement::Copy(copy) = statement {
                 self.copy_out(client, &connection, statement, copy, None, &mut stop).await?;
@@ -371,6 +382,10 @@ impl ExtendedQueryHandler for Queries {
                 0 => None,
                 _ => Some(deserialize_parameters(&portal, &types)?),
             };
+            if let Statement::CopyIn(copy) = &prepared.statement {
+                *state = PortalExecutionState::Finished;
+                return self.copy_in(client, &connection, (&prepared.statement, copy), Begun::Extended).await;
+            }
             if let Statement::Copy(copy) = &prepared.statement {
                 *state = PortalExecutionState::Finished;
                 self.copy_out(client, &connection, &prepared.statement, copy, parameters, &mut stop).await?;
@@ -612,7 +627,7 @@ fn row_description(infos: &[FieldInfo]) -> PgWireBackendMessage {
     PgWireBackendMessage::RowDescription(RowDescription::new(infos.iter().map(Into::into).collect()))
 }
 
-fn connection<C: ClientInfo>(client: &C) -> PgWireResult<Arc<Connection>> {
+pub(super) fn connection<C: ClientInfo>(client: &C) -> PgWireResult<Arc<Connection>> {
     let open = client.session_extensions().get::<Connection>();
     open.ok_or_else(|| super::fatal(SqlState::PROTOCOL_VIOLATION, "a query came before the start-up message"))
 }

@@ -1,4 +1,9 @@
-//! `COPY ... TO STDOUT`: which rows, and how they are written.
+//! `COPY ... TO STDOUT`: which rows, and how they are written. What comes by `FROM STDIN` is in `from`.
+
+mod binary;
+mod columns;
+pub mod from;
+mod lines;
 
 use datafusion::sql::sqlparser::ast::{
     self, CopyLegacyCsvOption, CopyLegacyOption, CopyOption, CopySource, CopyTarget,
@@ -64,7 +69,7 @@ impl Copy {
             return Err(QueryError::internal("not a COPY"));
         };
         if !to || target != CopyTarget::Stdout {
-            return Err(QueryError::refused("COPY from or to anything but STDOUT"));
+            return Err(QueryError::refused("COPY to anything but STDOUT"));
         }
         let format = Given::of(options, legacy_options)?.format()?;
         let rows = match source {
@@ -89,7 +94,7 @@ fn whole(table: &ast::ObjectName, columns: &[ast::Ident]) -> Result<ast::Query, 
 }
 
 fn unsupported(what: &str) -> QueryError {
-    QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, format!("COPY TO STDOUT with {what} is not supported"))
+    QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, format!("COPY with {what} is not supported"))
 }
 
 impl Given {

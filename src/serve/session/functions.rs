@@ -42,6 +42,7 @@ pub fn register_fixed(context: &SessionContext) {
     register(Function::text("version", |_| {
         Ok(Some(format!("PostgreSQL {SERVER_VERSION}, DataFusion {}", datafusion::DATAFUSION_VERSION)))
     }));
+    register(Function::text("getdatabaseencoding", |_| Ok(Some("UTF8".to_owned()))));
     register(Function::flag("pg_is_in_recovery", |_| Ok(Some(false))));
     register(Function::flag("pg_is_wal_replay_paused", |_| Ok(Some(false))));
     // What there is nothing to say about is NULL, as for an object without it.
@@ -76,6 +77,11 @@ pub fn register_fixed(context: &SessionContext) {
         "pg_collation_is_visible",
         "pg_conversion_is_visible",
         "pg_ts_config_is_visible",
+        "pg_ts_dict_is_visible",
+        "pg_ts_parser_is_visible",
+        "pg_ts_template_is_visible",
+        "pg_opfamily_is_visible",
+        "pg_statistics_obj_is_visible",
         "has_function_privilege",
         "has_column_privilege",
         "has_sequence_privilege",

@@ -27,8 +27,10 @@ mod views;
 
 use self::views::{dropping, promotion, refresh};
 use super::copy::Copy;
+use super::copy::from::CopyIn;
 use super::cursor::CursorStatement;
 use super::dialect::Postgres;
+use super::escape::with_backslashes;
 use super::psql::without_unknowns;
 use super::write::Write;
 use crate::serve::error::{QueryError, SqlState, character, syntax};
@@ -46,6 +48,8 @@ const CATALOG_NESTING_MAX: usize = 14;
 pub enum Statement {
     Query(Query),
     Copy(Copy),
+    /// Rows of a reference table that the client sends.
+    CopyIn(CopyIn),
     Cursor(CursorStatement),
     /// A change of a reference table.
     Write(Write),
@@ -235,12 +239,12 @@ impl StatementParser {
             let part = sql.get(range).unwrap_or(sql);
             let mut statements = self.compatibility.parse(part).map_err(|error| syntax(part, &error))?;
             match (statements.pop(), statements.is_empty()) {
-                (Some(statement), true) => without_unknowns(statement),
+                (Some(statement), true) => with_backslashes(without_unknowns(statement)),
                 _ => return Err(QueryError::new(SqlState::SYNTAX, "syntax error: expected one statement")),
             }
         } else {
             let parsed = parse_tokens(tokens).map_err(|error| syntax(sql, &error))?;
-            self.rewrites.iter().fold(parsed, |statement, rule| rule.rewrite(statement))
+            self.rewrites.iter().fold(with_backslashes(parsed), |statement, rule| rule.rewrite(statement))
         };
         classify(statement, sql, catalog)
     }
@@ -277,6 +281,10 @@ fn classify(statement: ast::Statement, sql: &Arc<str>, catalog: bool) -> Result<
             }
             other => Err(QueryError::refused(&format!("EXPLAIN of {}", command(other)))),
         },
+        S::Copy { to: false, .. } => {
+            let query = |ast| Query { ast: Arc::new(ast), tag: "COPY", catalog, sql: Arc::clone(sql) };
+            CopyIn::read(statement, query).map(Statement::CopyIn)
+        }
         S::Copy { .. } => {
             let copy = Copy::read(statement, |ast| Query {
                 ast: Arc::new(ast),
@@ -449,7 +457,8 @@ fn is_call(tokens: &[TokenWithSpan]) -> bool {
 /// Commands that are known and refused, so that the client reads why and not about syntax.
 fn refusal(words: &[&str]) -> Option<QueryError> {
     match words.first().copied()? {
-        "COPY" => (!words.contains(&"STDOUT")).then(|| QueryError::refused("COPY from or to anything but STDOUT")),
+        "COPY" => (!words.contains(&"STDOUT") && !words.contains(&"STDIN"))
+            .then(|| QueryError::refused("COPY from anything but STDIN or to anything but STDOUT")),
         "PREPARE" | "EXECUTE" => Some(QueryError::new(
             SqlState::FEATURE_NOT_SUPPORTED,
             format!("{} is not supported yet", words.first().copied().unwrap_or_default()),
@@ -491,7 +500,12 @@ fn leading_words(tokens: &[TokenWithSpan]) -> Vec<String> {
             Token::Word(word) if word.quote_style.is_none() => Some(word.value.to_uppercase()),
             _ => None,
         })
-        .chain(tokens.iter().filter(|token| is_word(token, "STDOUT")).map(|_| "STDOUT".to_owned()))
+        .chain(
+            ["STDIN", "STDOUT"]
+                .into_iter()
+                .filter(|word| tokens.iter().any(|token| is_word(token, word)))
+                .map(str::to_owned),
+        )
         .take(12)
         .collect()
 }

@@ -3,6 +3,8 @@
 //! Its tables are made by datafusion-pg-catalog from the names in a catalog. One instance serves all
 //! sessions, so that the object ids that a client asks for and then asks about stay the same.
 
+mod own;
+
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -19,6 +21,7 @@ use parking_lot::RwLock;
 
 use super::functions;
 use super::policy::{Named, Rights};
+use super::settings::Settings;
 use crate::serve::access_log::AccessLog;
 use crate::serve::{DATABASE, Database};
 
@@ -66,11 +69,13 @@ impl System {
         &self,
         pinned: &Arc<dyn CatalogProvider>,
         rights: &Rights,
+        settings: &Settings,
     ) -> (Arc<dyn CatalogProviderList>, Arc<Named>) {
         // The system tables describe what the last statement saw, without keeping it alive.
         *self.live.latest.write() = Some(Arc::downgrade(pinned));
         let log = self.live.log.clone();
-        let whole = PinnedCatalog { pinned: Arc::clone(pinned), pg_catalog: self.pg_catalog(), log };
+        let pg_catalog = self.pg_catalog().map(|tables| own::with_settings(tables, settings));
+        let whole = PinnedCatalog { pinned: Arc::clone(pinned), pg_catalog, log };
         let (whole, named) = rights.watch(Arc::new(whole));
         (Arc::new(Catalogs(whole)), named)
     }

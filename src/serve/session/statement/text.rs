@@ -13,6 +13,7 @@ impl Statement {
         let told = match self {
             Self::Query(query) => return Arc::clone(&query.sql),
             Self::Copy(copy) => return Arc::clone(&copy.query.sql),
+            Self::CopyIn(copy) => return Arc::clone(&copy.write.query.sql),
             Self::Write(write) => return Arc::clone(&write.query.sql),
             Self::Cursor(CursorStatement::Declare { query, .. }) => return Arc::clone(&query.sql),
             Self::Cursor(CursorStatement::Fetch { name, silent: false, .. }) => format!("FETCH {}", quoted(name)),
@@ -52,6 +53,6 @@ impl Statement {
 
     /// Whether it changes what others see.
     pub fn changes(&self) -> bool {
-        matches!(self, Self::Write(_) | Self::Refresh(..) | Self::Define(_) | Self::Reload)
+        matches!(self, Self::Write(_) | Self::CopyIn(_) | Self::Refresh(..) | Self::Define(_) | Self::Reload)
     }
 }
