@@ -347,6 +347,17 @@ async fn copy_gives_rows_as_text_csv_and_binary() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_parameter_may_be_an_array_without_saying_so() {
+    let server = Server::start().await;
+    let client = server.connect().await;
+    let sql = "SELECT count(*) FROM raw.numbers WHERE n = ANY($1)";
+    let statement = client.prepare(sql).await.unwrap();
+    assert_eq!(statement.params(), [Type::INT8_ARRAY]);
+    let row = client.query_one(&statement, &[&vec![1_i64, 3, -5]]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn cursors_give_rows_in_portions_until_their_transaction_ends() {
     let server = Server::start().await;
     let client = server.connect().await;

@@ -28,8 +28,9 @@ use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
 use datafusion::catalog::CatalogProvider;
 use datafusion::common::ParamValues;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, cast as cast_expr, col};
+use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, cast as cast_expr, col};
 use datafusion::prelude::SessionContext;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -705,9 +706,9 @@ fn parameter_types(query: &Query, plan: &LogicalPlan) -> Result<Vec<Option<DataT
     if found.is_empty() {
         return Ok(Vec::new());
     }
-    let declared = query.declared_parameters();
+    let (declared, arrays) = (query.declared_parameters(), array_parameters(plan)?);
     for (name, data_type) in found {
-        let data_type = declared.get(&name).cloned().or(data_type);
+        let data_type = declared.get(&name).cloned().or(data_type).or_else(|| arrays.get(&name).cloned());
         let number = name.strip_prefix('$').and_then(|number| number.parse::<usize>().ok());
         let Some(number @ 1..=65_535) = number else {
             return Err(QueryError::new(SqlState::SYNTAX, format!("there is no parameter {name}")));
@@ -716,6 +717,29 @@ fn parameter_types(query: &Query, plan: &LogicalPlan) -> Result<Vec<Option<DataT
     }
     let last = numbered.keys().next_back().copied().unwrap_or(0);
     Ok((1..=last).map(|number| numbered.get(&number).cloned().flatten()).collect())
+}
+
+/// The types of parameters that stand for arrays, as in `x = ANY($1)`, of which the planner says nothing: taken for a text,
+/// no value would be found in one.
+fn array_parameters(plan: &LogicalPlan) -> Result<BTreeMap<String, DataType>, QueryError> {
+    let mut arrays = BTreeMap::new();
+    plan.apply_with_subqueries(|node| {
+        let inputs = node.inputs();
+        let Some(schema) = inputs.first().map(|input| input.schema()) else { return Ok(TreeNodeRecursion::Continue) };
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                if let Expr::ScalarFunction(call) = expr
+                    && call.name() == "array_has"
+                    && let [Expr::Placeholder(array), value] = call.args.as_slice()
+                    && let Ok(item) = value.get_type(schema.as_ref())
+                {
+                    arrays.insert(array.id.clone(), DataType::new_list(item, true));
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    Ok(arrays)
 }
 
 /// Casts a result to the types that were described before its parameters had values.

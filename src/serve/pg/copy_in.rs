@@ -140,7 +140,7 @@ impl CopyHandler for Queries {
             return Err(wire(QueryError::new(SqlState::PROTOCOL_VIOLATION, "there is no COPY to end")));
         };
         let connection = connection(client)?;
-        let session = connection.session.lock().await;
+        let mut session = connection.session.lock().await;
         let done = stop.race(session.end_copy(&copy, loading)).await.and_then(|done| done);
         drop(session);
         match done {
