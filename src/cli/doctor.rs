@@ -13,6 +13,7 @@ use crate::app::{self, Declared};
 use crate::archive::Archive;
 use crate::config::Config;
 use crate::kafka::topics::{self, Judgement, TopicError, TopicFacts, judge};
+use crate::position::StreamFrontier;
 use crate::runtime::{Clock, SystemClock, chain, machine};
 use crate::serve::{Endpoint, flight, pg};
 use crate::storage::lock::ProcessLock;
@@ -155,6 +156,14 @@ async fn stored(config: &Config, found: &mut Found) -> Option<Storage> {
 }
 
 async fn kafka(config: &Config, declared: &Declared, storage: Option<&Storage>, found: &mut Found) {
+    // Before Kafka is asked: a server that runs moves both, and the archive never passes the log.
+    let mut stored = BTreeMap::new();
+    for name in declared.catalog.streams.keys() {
+        match frontier(name, storage).await {
+            Ok(frontier) => drop(stored.insert(name, frontier)),
+            Err(finding) => found.add("kafka", finding),
+        }
+    }
     let topics: Vec<String> = declared.catalog.streams.values().map(|stream| stream.topic.clone()).collect();
     let kafka = config.kafka.clone();
     let looked = tokio::task::spawn_blocking(move || topics::look(&kafka, topics)).await;
@@ -173,25 +182,29 @@ async fn kafka(config: &Config, declared: &Declared, storage: Option<&Storage>, 
             Some(Err(error @ TopicError::Missing(_))) => {
                 Finding::Fault(format!("stream {name}: {error}; create topic {}", stream.topic))
             }
-            Some(Ok(facts)) => position(name, &stream.topic, facts, storage).await,
+            Some(Ok(facts)) => match stored.get(name) {
+                Some(frontier) => position(name, &stream.topic, facts, frontier),
+                None => continue,
+            },
         };
         found.add("kafka", finding);
     }
 }
 
-/// Whether reading can go on where the archive ends.
-async fn position(stream: &str, topic: &str, facts: &TopicFacts, storage: Option<&Storage>) -> Finding {
-    let archive = match storage {
-        Some(storage) => Archive::peek(storage, stream).await,
-        None => Ok(None),
-    };
-    let frontier = match archive {
-        Ok(archive) => archive.map(|archive| archive.frontier.clone()).unwrap_or_default(),
+/// Where the archive of a stream ends.
+async fn frontier(stream: &str, storage: Option<&Storage>) -> Result<StreamFrontier, Finding> {
+    let Some(storage) = storage else { return Ok(StreamFrontier::default()) };
+    match Archive::peek(storage, stream).await {
+        Ok(archive) => Ok(archive.map(|archive| archive.frontier.clone()).unwrap_or_default()),
         Err(error) => {
-            return Finding::Fault(format!("stream {stream}: its archive cannot be read: {}", chain(&error)));
+            Err(Finding::Fault(format!("stream {stream}: its archive cannot be read: {}", chain(&error))))
         }
-    };
-    match judge(&frontier, facts) {
+    }
+}
+
+/// Whether reading can go on where the archive ends.
+fn position(stream: &str, topic: &str, facts: &TopicFacts, frontier: &StreamFrontier) -> Finding {
+    match judge(frontier, facts) {
         Judgement::Refuse(reason) => Finding::Fault(format!("stream {stream}: {reason}")),
         Judgement::Read { start, halt } => match halt.iter().next() {
             Some((partition, reason)) => Finding::Fault(format!("stream {stream} partition {partition}: {reason}")),

@@ -22,8 +22,12 @@ pub(super) enum Finding {
 pub(super) struct Found(Vec<(&'static str, Finding)>);
 
 impl Found {
+    /// What is said already is not said again.
     pub(super) fn add(&mut self, about: &'static str, finding: Finding) {
-        self.0.push((about, finding));
+        let entry = (about, finding);
+        if !self.0.contains(&entry) {
+            self.0.push(entry);
+        }
     }
 
     pub(super) fn faults(&self) -> usize {
@@ -162,6 +166,7 @@ mod tests {
         assert!(found.to_string().ends_with("fit to run\n"));
         found.add("disk", disk(Disk { free_bytes: 0, size_bytes: GIB }));
         found.add("storage", storage("s3://x", true));
+        found.add("disk", disk(Disk { free_bytes: 0, size_bytes: GIB }));
         assert_eq!(found.faults(), 1);
         let said = found.to_string();
         assert!(said.starts_with("FAULT  disk ") && said.ends_with("1 fault\n"), "{said}");
