@@ -25,8 +25,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, TableFunctionImpl};
-use datafusion::execution::SessionState;
 use datafusion::common::DataFusionError;
+use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionContext;
 use tokio::net::TcpListener;

@@ -136,7 +136,9 @@ pub enum WriteError {
          in a stream"
     )]
     TooLarge { table: String, bytes: usize, max: usize },
-    #[error("UPDATE, DELETE, TRUNCATE and ON CONFLICT DO UPDATE are refused on table {0}: rows are only ever added to it")]
+    #[error(
+        "UPDATE, DELETE, TRUNCATE and ON CONFLICT DO UPDATE are refused on table {0}: rows are only ever added to it"
+    )]
     AppendOnly(String),
     #[error("could not serialize access: table {table} was changed by another transaction since this one began")]
     Conflict { table: String },

@@ -4,4 +4,5 @@ GRANT analyst TO billing;
 GRANT INSERT, UPDATE, DELETE ON country_rates, exclusions, videos TO billing;
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA billing TO billing;
 GRANT SELECT ON ALL TABLES IN SCHEMA quality TO billing;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA fraud TO billing;
 GRANT SELECT, INSERT, UPDATE, DELETE ON audit.verdicts TO billing;

@@ -34,8 +34,8 @@ use crate::merge::snapshot::SnapshotCell;
 use crate::merge::system::{self, Surroundings};
 use crate::runtime::Health;
 use crate::serve::{
-    Certificate, ChangedRows, Database, DefineError, Readiness, RefreshError, RefreshScope, ServeError, TableChanges,
-    ViewChange,
+    Certificate, ChangedRows, Database, DefineError, Readiness, RefreshError, RefreshScope, ServeError,
+    TableChanges, ViewChange,
 };
 use crate::tables::WriteError;
 

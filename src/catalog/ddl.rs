@@ -13,13 +13,13 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use datafusion::sql::sqlparser::parser::{Parser, ParserError};
 use datafusion::sql::sqlparser::tokenizer::{Location, Token};
 
-use super::{Fault, RESERVED_SCHEMAS, qualified};
 use super::function::Function;
 use super::schedule::RefreshEvery;
 use super::stream::{Check, Column, ColumnType, Stream};
 use super::table::Table;
 use super::version::VERSION_MARK;
 use super::view::{OrdinaryView, REFRESH_EVERY_DEFAULT, View};
+use super::{Fault, RESERVED_SCHEMAS, qualified};
 
 /// One statement of a file in `sql/`.
 #[derive(Debug, Clone, PartialEq)]
@@ -223,10 +223,13 @@ fn view(declared: CreateView, comment: Option<String>, file: &str, start: Locati
         let mut enforced = false;
         for (key, text) in options {
             match normalize(&key).as_str() {
-                "enforced" => enforced = flag(&key, &text).map_err(|reason| fault(&file, key.span.start, reason))?,
+                "enforced" => {
+                    enforced = flag(&key, &text).map_err(|reason| fault(&file, key.span.start, reason))?
+                }
                 _ => {
-                    let reason =
-                        format!("unknown option {key}; an ordinary view, which is computed when it is read, takes enforced");
+                    let reason = format!(
+                        "unknown option {key}; an ordinary view, which is computed when it is read, takes enforced"
+                    );
                     return Err(fault(&file, key.span.start, reason));
                 }
             }

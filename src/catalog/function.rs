@@ -169,7 +169,8 @@ impl VisitorMut for Calls<'_> {
             Err(error) => return ControlFlow::Break(error),
         };
         let name = parts.last().cloned().unwrap_or_default();
-        let own = || TableAlias { explicit: true, name: Ident::with_quote('"', name), columns: Vec::new(), at: None };
+        let own =
+            || TableAlias { explicit: true, name: Ident::with_quote('"', name), columns: Vec::new(), at: None };
         let alias = Some(alias.take().unwrap_or_else(own));
         *factor = TableFactor::Derived { lateral: false, subquery: Box::new(query), alias, sample: None };
         self.found = true;
@@ -215,7 +216,11 @@ mod tests {
              AS \"above\" WHERE CAST($2 AS TEXT) = 'x') AS \"twice\")"
         );
         assert_eq!(expanded("SELECT * FROM other(1)", &functions).unwrap(), "SELECT * FROM other(1)");
-        assert!(expanded("SELECT * FROM audit.above(1, 2)", &functions).unwrap_err().contains("takes 1 arguments, not 2"));
+        assert!(
+            expanded("SELECT * FROM audit.above(1, 2)", &functions)
+                .unwrap_err()
+                .contains("takes 1 arguments, not 2")
+        );
     }
 
     #[test]
@@ -229,7 +234,8 @@ mod tests {
             let error = functions(sql).unwrap_err();
             assert!(error.contains(told), "{sql}: {error}");
         }
-        let endless = functions("CREATE FUNCTION f() RETURNS SETOF RECORD LANGUAGE SQL AS $$ SELECT * FROM f() $$").unwrap();
+        let endless =
+            functions("CREATE FUNCTION f() RETURNS SETOF RECORD LANGUAGE SQL AS $$ SELECT * FROM f() $$").unwrap();
         assert!(expanded("SELECT * FROM f()", &endless).unwrap_err().contains("without end"));
     }
 }

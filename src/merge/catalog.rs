@@ -33,8 +33,8 @@ use crate::catalog::{DEFAULT_SCHEMA, qualified, schema_and_table};
 use crate::engine::state::LambdaView;
 use crate::position::{Epoch, GenerationId, StreamFrontier};
 use crate::storage::scan::{FILE_COLUMN, ROW_COLUMN};
-use crate::tables::{Contents, Tables};
 use crate::tables::change::numbered;
+use crate::tables::{Contents, Tables};
 
 /// What there is to read.
 #[derive(Debug, Clone, Default)]
@@ -201,7 +201,11 @@ impl PinnedCatalog {
             }
             false
         };
-        Ok(ordinary.iter().filter(|(name, view)| view.enforced() && reaches(name)).map(|(name, _)| name.clone()).collect())
+        Ok(ordinary
+            .iter()
+            .filter(|(name, view)| view.enforced() && reaches(name))
+            .map(|(name, _)| name.clone())
+            .collect())
     }
 
     /// With the numbers of the rows of `table`, in a column `_row`: for a statement that changes some of them.
@@ -363,7 +367,9 @@ impl SchemaProvider for PinnedSchema {
         if let Some(contents) = self.reference(name) {
             let rows = match &self.catalog.as_of {
                 Some(older) => self.rows_of(older, contents).await?,
-                None if self.catalog.numbered.as_ref() == Some(&contents.rules.table.name) => numbered(&contents.rows)?,
+                None if self.catalog.numbered.as_ref() == Some(&contents.rules.table.name) => {
+                    numbered(&contents.rows)?
+                }
                 None => contents.rows.clone(),
             };
             return in_memory(&rows.schema(), [rows]).map(Some);

@@ -22,8 +22,8 @@ use super::{ordinary, repeatable};
 use crate::catalog::Fault;
 use crate::catalog::endpoint::parameter::Parameter;
 use crate::catalog::endpoint::{Endpoint, Returns};
-use crate::engine::planner::Declared;
 use crate::catalog::function::{Functions, expand};
+use crate::engine::planner::Declared;
 use crate::engine::unbound;
 use crate::engine::{CATALOG, Engine};
 

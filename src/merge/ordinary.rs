@@ -19,8 +19,8 @@ use datafusion::prelude::SessionContext;
 
 use super::catalog::{Names, declared_tables};
 use super::provider::PlanTable;
-use crate::catalog::{Fault, qualified, schema_and_table};
 use crate::catalog::view::OrdinaryView;
+use crate::catalog::{Fault, qualified, schema_and_table};
 use crate::engine::planner::Declared;
 use crate::engine::unbound::{Unbound, is_unbound};
 use crate::engine::{CATALOG, DEFAULT_SCHEMA, Engine};

@@ -319,6 +319,10 @@ impl Session {
             Statement::Cursor(CursorStatement::Fetch { name, silent: false, .. }) => {
                 (self.cursor_schema(name), Vec::new())
             }
+            Statement::CopyIn(copy) => {
+                self.check_copy(copy).await?;
+                (None, Vec::new())
+            }
             Statement::Show(name) => (Some(show_schema(name.as_deref())), Vec::new()),
             Statement::Reload => (Some(reloaded()?.schema()), Vec::new()),
             Statement::Write(write) if write.kind != WriteKind::Truncate => {
@@ -725,7 +729,9 @@ fn array_parameters(plan: &LogicalPlan) -> Result<BTreeMap<String, DataType>, Qu
     let mut arrays = BTreeMap::new();
     plan.apply_with_subqueries(|node| {
         let inputs = node.inputs();
-        let Some(schema) = inputs.first().map(|input| input.schema()) else { return Ok(TreeNodeRecursion::Continue) };
+        let Some(schema) = inputs.first().map(|input| input.schema()) else {
+            return Ok(TreeNodeRecursion::Continue);
+        };
         node.apply_expressions(|expr| {
             expr.apply(|expr| {
                 if let Expr::ScalarFunction(call) = expr

@@ -27,7 +27,11 @@ fn rules(sql: &str) -> Arc<TableRules> {
     Arc::new(TableRules { table: Arc::new(table), checks })
 }
 
-async fn open_all(storage: &Storage, sqls: &[&str], bytes_max: usize) -> Result<(Arc<TableLog>, Tables), OpenError> {
+async fn open_all(
+    storage: &Storage,
+    sqls: &[&str],
+    bytes_max: usize,
+) -> Result<(Arc<TableLog>, Tables), OpenError> {
     let rules = sqls.iter().map(|sql| rules(sql)).map(|rules| (rules.table.name.clone(), rules)).collect();
     TableLog::open(storage, &rules, bytes_max, Arc::new(SystemClock)).await
 }
@@ -276,7 +280,8 @@ async fn identifiers_have_one_text() {
     assert!(matches!(commit(&log, ids(vec!["x"])).await, Err(WriteError::NotAUuid(_))));
 }
 
-const STOCKS: &str = "CREATE TABLE shop.stocks (item TEXT PRIMARY KEY, price BIGINT, note TEXT) WITH (append_only = 'true')";
+const STOCKS: &str =
+    "CREATE TABLE shop.stocks (item TEXT PRIMARY KEY, price BIGINT, note TEXT) WITH (append_only = 'true')";
 
 #[tokio::test]
 async fn several_tables_change_in_one_step_or_not_at_all() {

@@ -139,7 +139,8 @@ async fn refresh(client: &Client) {
 }
 
 async fn statements(server: &Server) -> Statements {
-    let rows = server.rows("SELECT statement_id, views, exact_amount, amount FROM billing.statements ORDER BY 1").await;
+    let rows =
+        server.rows("SELECT statement_id, views, exact_amount, amount FROM billing.statements ORDER BY 1").await;
     let read = |row: &String| {
         let parts: Vec<&str> = row.split('|').collect();
         (parts[0].to_owned(), (parts[1].parse().unwrap(), units(parts[2], 9), units(parts[3], 3)))
@@ -148,8 +149,9 @@ async fn statements(server: &Server) -> Statements {
 }
 
 async fn lines(server: &Server) -> Lines {
-    let rows =
-        server.rows("SELECT statement_id, video_id, rate_id, views, exact_amount FROM billing.statement_lines").await;
+    let rows = server
+        .rows("SELECT statement_id, video_id, rate_id, views, exact_amount FROM billing.statement_lines")
+        .await;
     let read = |row: &String| {
         let parts: Vec<&str> = row.split('|').collect();
         let key = (parts[0].to_owned(), parts[1].to_owned(), parts[2].to_owned());
@@ -193,7 +195,12 @@ async fn a_month_is_closed_to_the_minor_unit_and_adjusted_later() {
     let told = run(&client, dir.path(), "close", &[("grace", "1000000")]).await.unwrap_err();
     assert!(told.contains("one person alone|bill approved rates") && told.contains("too early"), "{told}");
     client.batch_execute(&format!("INSERT INTO billing.approvals VALUES ('{MONTH}', 'dora')")).await.unwrap();
-    client.batch_execute("INSERT INTO audit.verdicts VALUES ('00000001-0000-4000-8000-000000000001', 'invalid', 'r1', 1, now())").await.unwrap();
+    client
+        .batch_execute(
+            "INSERT INTO audit.verdicts VALUES ('00000001-0000-4000-8000-000000000001', 'invalid', 'r1', 1, now())",
+        )
+        .await
+        .unwrap();
     let told = run(&client, dir.path(), "close", &[]).await.unwrap_err();
     assert!(told.contains("audit.verdicts changed and is not counted yet"), "{told}");
     assert_eq!(server.one("SELECT count(*) FROM billing.runs").await, "0");
@@ -207,7 +214,8 @@ async fn a_month_is_closed_to_the_minor_unit_and_adjusted_later() {
     assert_eq!(statements(&server).await, expected, "{shown}");
     assert_eq!(lines(&server).await, expected_lines);
     assert!(shown.contains(&format!("{MONTH}|2000|{}|1|400", paid.len())), "{shown}");
-    for view in server.rows("SELECT table_name FROM information_schema.tables WHERE table_schema = 'quality'").await {
+    for view in server.rows("SELECT table_name FROM information_schema.tables WHERE table_schema = 'quality'").await
+    {
         assert_eq!(server.rows(&format!("SELECT * FROM quality.{view}")).await, Vec::<String>::new(), "{view}");
     }
 
@@ -235,7 +243,9 @@ async fn a_month_is_closed_to_the_minor_unit_and_adjusted_later() {
         .unwrap();
     refresh(&client).await;
     let adjusted = run(&client, dir.path(), "adjust", &[("paid_in", "2026-02")]).await.unwrap();
-    let (then, _) = computed(paid.iter().copied().filter(|view| view.id != judged.id).chain(late.iter().filter(|view| view.eligible)));
+    let (then, _) = computed(
+        paid.iter().copied().filter(|view| view.id != judged.id).chain(late.iter().filter(|view| view.eligible)),
+    );
     let sums = "SELECT statement_id, sum(views), sum(exact_amount), sum(amount) FROM (
         SELECT statement_id, views, exact_amount, amount FROM billing.statements UNION ALL
         SELECT original_statement, views, exact_amount, amount FROM billing.adjustments) AS a GROUP BY statement_id ORDER BY 1";
@@ -251,8 +261,10 @@ async fn a_month_is_closed_to_the_minor_unit_and_adjusted_later() {
     assert_eq!(statements(&server).await, expected, "a closed statement never changes");
     run(&client, dir.path(), "adjust", &[("paid_in", "2026-02")]).await.unwrap();
     assert_eq!(server.rows(sums).await, wanted, "what is booked is not booked again");
-    let explained = format!("SELECT received, billable, late, invalid, ineligible FROM audit.explain_view('v3', '{MONTH}')");
-    let of = |views: &[View], eligible: bool| views.iter().filter(|v| v.video == 3 && v.eligible == eligible).count();
+    let explained =
+        format!("SELECT received, billable, late, invalid, ineligible FROM audit.explain_view('v3', '{MONTH}')");
+    let of =
+        |views: &[View], eligible: bool| views.iter().filter(|v| v.video == 3 && v.eligible == eligible).count();
     let (on, later) = (of(&month, true) - 1, of(&late, true));
     let not = of(&month, false) + of(&late, false);
     assert_eq!(server.one(&explained).await, format!("{}|{on}|{later}|1|{not}", on + later + 1 + not));
@@ -271,7 +283,9 @@ async fn a_month_is_closed_to_the_minor_unit_and_adjusted_later() {
 
 /// Every line leads to exactly its raw events, and each event to its line.
 async fn traces(server: &Server, paid: &[&View]) {
-    let lines = server.rows("SELECT statement_id || '/' || CAST(line AS TEXT), video_id, rate_id FROM billing.statement_lines").await;
+    let lines = server
+        .rows("SELECT statement_id || '/' || CAST(line AS TEXT), video_id, rate_id FROM billing.statement_lines")
+        .await;
     let mut seen = BTreeSet::new();
     for line in &lines {
         let [line, video, rate_id] = line.split('|').collect::<Vec<_>>()[..] else { panic!("{line}") };
@@ -287,8 +301,13 @@ async fn traces(server: &Server, paid: &[&View]) {
     }
     assert_eq!(seen.len(), paid.len());
     let why = server.rows(&format!("SELECT what FROM audit.why('{}') ORDER BY what", paid[0].id)).await;
-    assert_eq!(why, ["duplicate, not counted", "on statement", "received", "received before the close of its period"]);
-    let judged = server.rows("SELECT what, detail FROM audit.why('00000001-0000-4000-8000-000000000001') ORDER BY what").await;
+    assert_eq!(
+        why,
+        ["duplicate, not counted", "on statement", "received", "received before the close of its period"]
+    );
+    let judged = server
+        .rows("SELECT what, detail FROM audit.why('00000001-0000-4000-8000-000000000001') ORDER BY what")
+        .await;
     assert!(judged.contains(&"judged invalid|by rules r1 of rule set 1".to_owned()), "{judged:?}");
     assert!(!judged.iter().any(|row| row.starts_with("on statement")), "{judged:?}");
 }
@@ -325,7 +344,7 @@ async fn refuses(client: &Client) {
         ),
         (
             "INSERT INTO billing.runs SELECT '2026-04', period_start, period_end, closed_by, as_of, generation, frontier, archive_version, \
-             view_fingerprint, view_tables, rates_sha256, engine_version, 5, 1, 1, 1 FROM billing.runs"
+             view_fingerprint, view_tables, rates_sha256, engine_version, 5, 4, 2, 1 FROM billing.runs"
                 .to_owned(),
             "quality.periods_that_do_not_balance",
         ),

@@ -108,7 +108,13 @@ impl Traffic {
         for account in 0..100 {
             for n in 0..4 {
                 let at = 12 * DAY + account * 30 + n * 4000 + self.rng.random_range(0..20);
-                self.view(&format!("farm-{account}"), &format!("target-{}", 4 + n), at, 60, ["DE", "US", "BR"][(account % 3) as usize]);
+                self.view(
+                    &format!("farm-{account}"),
+                    &format!("target-{}", 4 + n),
+                    at,
+                    60,
+                    ["DE", "US", "BR"][(account % 3) as usize],
+                );
             }
         }
         self.family = "session replay";
@@ -121,7 +127,13 @@ impl Traffic {
         }
         for copy in 0..20 {
             for (video, at, seconds) in session.clone() {
-                self.view(&format!("copy-{copy}"), &format!("v{video}"), 14 * DAY + copy * 3600 + at, seconds, "DE");
+                self.view(
+                    &format!("copy-{copy}"),
+                    &format!("v{video}"),
+                    14 * DAY + copy * 3600 + at,
+                    seconds,
+                    "DE",
+                );
             }
         }
         self.family = "mimicry of real gaps";
@@ -155,7 +167,8 @@ impl Traffic {
         }
         self.family = "live premiere";
         for user in 0..900 {
-            let (at, seconds) = (22 * DAY + 72_000 + self.rng.random_range(0..900), self.rng.random_range(300..3000));
+            let (at, seconds) =
+                (22 * DAY + 72_000 + self.rng.random_range(0..900), self.rng.random_range(300..3000));
             self.view(&format!("fan-{user}"), "premiere", at, seconds, "DE");
         }
         self.family = "kiosk";
@@ -176,8 +189,14 @@ fn interval(hits: usize, all: usize) -> (f64, f64) {
 }
 
 const ATTACKS: [&str; 8] = [
-    "naive loop", "rotation of users", "threshold hugging", "metronome with jitter", "slow drip", "account farm",
-    "session replay", "mimicry of real gaps",
+    "naive loop",
+    "rotation of users",
+    "threshold hugging",
+    "metronome with jitter",
+    "slow drip",
+    "account farm",
+    "session replay",
+    "mimicry of real gaps",
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -215,7 +234,8 @@ async fn attacks_are_found_and_people_are_left_alone() {
         }
     }
     println!("| family | views | invalid | share | 95% | flagged only |\n|---|---|---|---|---|---|");
-    let mut shares: Vec<(&str, usize, usize)> = found.iter().map(|(family, (hits, all))| (*family, *hits, *all)).collect();
+    let mut shares: Vec<(&str, usize, usize)> =
+        found.iter().map(|(family, (hits, all))| (*family, *hits, *all)).collect();
     shares.sort_by_key(|(family, hits, all)| (!ATTACKS.contains(family), hits * 10_000 / all));
     for (family, hits, all) in &shares {
         let (low, high) = interval(*hits, *all);
@@ -224,7 +244,8 @@ async fn attacks_are_found_and_people_are_left_alone() {
     }
     let of = |attack: bool| shares.iter().filter(move |(family, ..)| ATTACKS.contains(family) == attack);
     let recall = of(true).map(|(_, hits, all)| *hits as f64 / *all as f64).sum::<f64>() / ATTACKS.len() as f64;
-    let wrong = of(false).map(|(_, hits, _)| hits).sum::<usize>() as f64 / of(false).map(|(.., all)| all).sum::<usize>() as f64;
+    let wrong = of(false).map(|(_, hits, _)| hits).sum::<usize>() as f64
+        / of(false).map(|(.., all)| all).sum::<usize>() as f64;
     println!("macro recall {recall:.3}; wrongly invalid {wrong:.4} of all other views");
     for prevalence in [0.01, 0.03, 0.1] {
         let precision = prevalence * recall / (prevalence * recall + (1.0 - prevalence) * wrong);

@@ -56,7 +56,13 @@ async fn a_transaction_is_seen_whole_or_not_at_all() {
     client.batch_execute("BEGIN; DELETE FROM shop.lines; ROLLBACK").await.unwrap();
     assert_eq!(count(&client, "shop.lines").await, 2);
     // A statement that fails takes the whole transaction with it, whatever the client says then.
-    refused(&client, "BEGIN; INSERT INTO notes VALUES ('a', 'x'); INSERT INTO notes VALUES ('a', 'y')", "23505", "notes").await;
+    refused(
+        &client,
+        "BEGIN; INSERT INTO notes VALUES ('a', 'x'); INSERT INTO notes VALUES ('a', 'y')",
+        "23505",
+        "notes",
+    )
+    .await;
     client.batch_execute("COMMIT").await.unwrap();
     assert_eq!(count(&client, "notes").await, 0);
     // A client that goes away leaves nothing.
@@ -82,7 +88,9 @@ async fn what_would_break_an_enforced_view_is_refused_at_its_commit() {
     refused(&client, "COMMIT", "23514", told).await;
     assert_eq!(count(&client, "shop.orders").await, 0, "the transaction has ended");
     client
-        .batch_execute("BEGIN; INSERT INTO shop.orders VALUES (1, 30); INSERT INTO shop.lines VALUES (1, 'a', 30); COMMIT")
+        .batch_execute(
+            "BEGIN; INSERT INTO shop.orders VALUES (1, 30); INSERT INTO shop.lines VALUES (1, 'a', 30); COMMIT",
+        )
         .await
         .unwrap();
     refused(&client, "DELETE FROM shop.lines", "23514", "lines = null").await;

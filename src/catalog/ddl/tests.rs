@@ -104,10 +104,13 @@ fn mistakes_are_placed() {
         ),
         ("CREATE VIEW v (a) AS SELECT 1", "f.sql:1:1: write the names of a view's columns in its SELECT"),
         ("CREATE TEMPORARY VIEW v AS SELECT 1", "f.sql:1:1: write CREATE VIEW or CREATE MATERIALIZED VIEW"),
-        ("CREATE VIEW raw.v AS SELECT 1", "f.sql:1:1: raw.v must be a name without a schema"),
+        (
+            "CREATE VIEW raw.v AS SELECT 1",
+            "f.sql:1:1: raw.v: what is in schema raw is made by the engine; choose another schema",
+        ),
         (
             "DROP TABLE x",
-            "f.sql:1:1: only CREATE STREAM, CREATE TABLE, CREATE MATERIALIZED VIEW and CREATE VIEW are understood here",
+            "f.sql:1:1: only CREATE STREAM, CREATE TABLE, CREATE MATERIALIZED VIEW, CREATE VIEW and CREATE FUNCTION are understood here",
         ),
         ("CREATE STREAM s (a 'x", "f.sql:1:20: Unterminated string literal"),
     ];
@@ -132,7 +135,10 @@ fn a_table() {
         ("CREATE TABLE t (a TEXT,\n  b TEXT[])", "f.sql:2:3: column b: a table has no arrays and structs"),
         ("CREATE TABLE t AS SELECT 1", "f.sql:1:1: table t: write its columns, and fill it with INSERT"),
         ("CREATE TABLE IF NOT EXISTS t (a TEXT)", "f.sql:1:1: write CREATE TABLE without"),
-        ("CREATE TABLE t (a TEXT) WITH (topic = 't')", "f.sql:1:31: unknown option topic; a table takes append_only"),
+        (
+            "CREATE TABLE t (a TEXT) WITH (topic = 't')",
+            "f.sql:1:31: unknown option topic; a table takes append_only",
+        ),
         ("CREATE TABLE t (a TEXT, PRIMARY KEY (b))", "f.sql:1:38: no column b"),
         ("CREATE TABLE t (a TEXT PRIMARY KEY, PRIMARY KEY (a))", "f.sql:1:50: a table has one PRIMARY KEY"),
         ("CREATE TABLE t (a TEXT DEFAULT 'x')", "f.sql:1:17: column a: DEFAULT 'x' is not understood in a table"),

@@ -19,7 +19,7 @@ use datafusion_pg_catalog::sql::PostgresCompatibilityParser;
 use datafusion_pg_catalog::sql::rules::{
     CurrentUserVariableToSessionUserFunctionCall, FixArrayLiteral, FixVersionColumnName,
     RewriteArrayAnyAllOperation, RewritePgCatalogOperator, RewriteRegCastToSubquery, SqlStatementRewriteRule,
-    StripCallableQualifier, StripCollate,
+    StripCollate,
 };
 
 mod text;
@@ -181,7 +181,6 @@ impl StatementParser {
             compatibility: PostgresCompatibilityParser::new(),
             rewrites: vec![
                 Arc::new(RewriteArrayAnyAllOperation),
-                Arc::new(StripCallableQualifier),
                 Arc::new(FixArrayLiteral),
                 Arc::new(CurrentUserVariableToSessionUserFunctionCall),
                 Arc::new(StripCollate),

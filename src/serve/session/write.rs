@@ -18,8 +18,8 @@ use super::settings::AS_OF;
 use super::statement::{Query, Statement};
 use super::{Session, Transaction, Work};
 use crate::catalog::{RESERVED_SCHEMAS, qualified, schema_and_table};
-use crate::serve::{ChangedRows, TableChanges};
 use crate::serve::error::{QueryError, SqlState};
+use crate::serve::{ChangedRows, TableChanges};
 use crate::tables::WriteError;
 use crate::tables::change::{Change, OnConflict};
 
@@ -254,7 +254,13 @@ impl Session {
             }
             Transaction::None => self.commit(changes).await?,
         }
-        tracing::info!(table, statement = tag, rows = touched, user = self.identity.user, "reference table changed");
+        tracing::info!(
+            table,
+            statement = tag,
+            rows = touched,
+            user = self.identity.user,
+            "reference table changed"
+        );
         Ok(touched)
     }
 

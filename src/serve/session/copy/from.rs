@@ -150,6 +150,11 @@ impl Session {
         }
     }
 
+    /// Whether a load could begin: told when it is prepared, as in PostgreSQL, for clients rely on it.
+    pub(in crate::serve::session) async fn check_copy(&self, copy: &CopyIn) -> Result<(), QueryError> {
+        self.reader(copy).await.map(drop)
+    }
+
     async fn reader(&self, copy: &CopyIn) -> Result<Reader, QueryError> {
         let table = copy.write.table(&self.settings().default_schema())?;
         self.refuse_write(TAG)?;
