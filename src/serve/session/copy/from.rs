@@ -104,7 +104,7 @@ impl CopyIn {
                 let message = format!("column \"{name}\" specified more than once");
                 return Err(QueryError::new(SqlState::DUPLICATE_COLUMN, message));
             }
-            found.push(field.clone());
+            found.push(Arc::clone(field));
         }
         Ok(found)
     }
