@@ -65,7 +65,7 @@ fn views(prefix: u32, count: usize) -> Vec<View> {
         video: (n * n + n / 3) % 7,
         day: 1 + (n % 31) as u32,
         country: ["DE", "US", "JP"][n % 3],
-        eligible: n % 5 != 0,
+        eligible: !n.is_multiple_of(5),
     };
     (0..count).map(view).collect()
 }
