@@ -451,7 +451,7 @@ async fn errors_carry_their_sqlstate() {
         ("COPY sales TO STDOUT (FORMAT binary, HEADER)", "22023"),
         ("COPY sales TO STDOUT (FORMAT csv, DELIMITER '\"')", "22023"),
         ("COPY nothing TO STDOUT", "42P01"),
-        ("COPY sales FROM STDIN", "42501"),
+        ("COPY sales FROM STDIN", "42P01"),
     ] {
         let (found, message) = failure(&client, sql).await;
         assert_eq!(found, code, "{sql}: {message}");

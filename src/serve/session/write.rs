@@ -199,6 +199,8 @@ impl Session {
         let table = write.table(&self.settings.default_schema())?;
         self.refuse_write(tag)?;
         self.permit_write(write, &table)?;
+        // That there is no such table is told before anybody waits.
+        drop(self.service.database.pin_to_change(&table, write.rows())?);
         let place = Arc::clone(&self.place);
         let _turn = place.turn().await?;
         let changes = self.begin_changes().await?;
