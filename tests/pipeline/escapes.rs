@@ -38,7 +38,7 @@ fn copy(world: &World, folder: &str) {
 /// What the repository ships, on a process of its own.
 async fn shipped() -> World {
     let world = World::bare().await;
-    ["streams", "tables", "views", "roles"].iter().for_each(|folder| copy(&world, folder));
+    ["streams", "tables", "views", "quality", "roles"].iter().for_each(|folder| copy(&world, folder));
     for topic in ["video-views", "ad-views", "user-sessions"] {
         world.kafka.create_topic(topic, 1).await;
     }
