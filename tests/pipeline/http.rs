@@ -393,7 +393,6 @@ async fn what_is_wrong_is_told_as_a_problem() {
         (request("GET", "/sql", &[], b""), 405),
         (request("DELETE", "/metrics", &[], b""), 405),
         (request("GET", "/nowhere", &[], b""), 404),
-        (request("GET", "/nowhere", &[], b""), 404),
         (request("POST", "/sql?format=xml", &[sql], b"SELECT 1"), 400),
         (request("POST", "/sql?nothing=1", &[sql], b"SELECT 1"), 400),
     ] {
