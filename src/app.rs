@@ -36,6 +36,7 @@ use crate::runtime::{Clock, Health, Micros, Shutdown, SystemClock, spawn_thread}
 use crate::storage::Storage;
 use crate::storage::lock::ProcessLock;
 use crate::tables::TableRules;
+use crate::tables::log::{self, TableLog};
 
 pub mod bindings;
 pub mod data;
@@ -138,7 +139,7 @@ pub async fn evolution_faults(storage: &Storage, declared: &Declared) -> Result<
     for stream in declared.names.streams.values() {
         faults.extend(evolve::faults(storage, stream).await.context("cannot read the archives")?);
     }
-    faults.extend(tables::faults(storage, declared).await?);
+    faults.extend(log::faults(storage, &declared.tables).await?);
     Ok(faults)
 }
 
@@ -303,7 +304,8 @@ impl Core {
         let refresher = Refresher::new(means, legacy);
         let latest = refresher.latest().await?;
         let names = with_history(&engine, &declared, &latest.versions, clock.now()).await?;
-        let (log, tables) = tables::open(&storage, &declared, config.tables.bytes_max, &clock)
+        let bytes_max = config.tables.bytes_max;
+        let (log, tables) = TableLog::open(&storage, &declared.tables, bytes_max, Arc::clone(&clock))
             .await
             .context("cannot read a table")?;
         let names = bindings::as_made(&names, &latest, &log, &tables).await.context("cannot read a table")?;

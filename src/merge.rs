@@ -7,6 +7,7 @@ pub mod certificate;
 mod conflicts;
 pub mod diff;
 pub mod endpoints;
+pub mod functions;
 pub mod ordinary;
 pub mod point;
 pub mod provider;

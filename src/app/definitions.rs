@@ -15,7 +15,7 @@ use crate::engine::Engine;
 use crate::engine::planner::Planner;
 use crate::merge::catalog::{self as merged, Names};
 use crate::merge::snapshot::SnapshotCell;
-use crate::merge::{endpoints, ordinary};
+use crate::merge::{endpoints, functions, ordinary};
 use crate::position::GenerationId;
 use crate::runtime::{Clock, chain};
 use crate::serve::{DefineError, SERVED_SCHEMAS, ViewChange};
@@ -58,7 +58,7 @@ pub async fn plan(engine: &Engine, catalog: &Catalog, versions: Histories) -> Re
     if faults.is_empty() {
         names.ordinary = ordinary::plan_all(engine, &catalog.ordinary, &names).await?;
         names.functions = Arc::new(catalog.functions.clone());
-        faults.extend(endpoints::function_faults(engine, &catalog.functions, &names).await);
+        faults.extend(functions::faults(engine, &catalog.functions, &names).await);
         names.endpoints = endpoints::plan_all(engine, &catalog.endpoints, &names).await?;
     }
     if faults.is_empty() { Ok(names) } else { Err(faults) }

@@ -1,51 +1,19 @@
 //! Reference tables of the process: opened with it, changed by sessions, one swap in the snapshot for each commit.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::Result;
 use async_trait::async_trait;
 use datafusion::catalog::CatalogProvider;
 use datafusion::common::DataFusionError;
 
-use super::Declared;
-use crate::catalog::Fault;
 use crate::merge::catalog::PinnedCatalog;
 use crate::merge::snapshot::SnapshotCell;
-use crate::runtime::{Clock, Health, Shutdown, SystemClock, spawn};
+use crate::runtime::{Health, Shutdown, spawn};
 use crate::serve::{ChangedRows, TableChanges};
-use crate::storage::Storage;
 use crate::tables::change::Change;
-use crate::tables::log::{OpenError, TableLog, Turn};
+use crate::tables::log::{TableLog, Turn};
 use crate::tables::transaction::Transaction;
 use crate::tables::{Tables, WriteError};
-
-/// What has to fit nothing.
-const UNBOUNDED: usize = usize::MAX;
-
-/// Reads the newest version of every table.
-pub async fn open(
-    storage: &Storage,
-    declared: &Declared,
-    bytes_max: usize,
-    clock: &Arc<dyn Clock>,
-) -> Result<(Arc<TableLog>, Tables), OpenError> {
-    TableLog::open(storage, &declared.tables, bytes_max, Arc::clone(clock)).await
-}
-
-/// Where what is stored of a table does not fit what is declared. Changes nothing.
-pub async fn faults(storage: &Storage, declared: &Declared) -> Result<Vec<Fault>, OpenError> {
-    let mut faults = Vec::new();
-    for (name, rules) in &declared.tables {
-        let one = BTreeMap::from([(name.clone(), Arc::clone(rules))]);
-        match TableLog::open(storage, &one, UNBOUNDED, Arc::new(SystemClock)).await {
-            Ok(_) => {}
-            Err(OpenError::Unfit(fault)) => faults.push(fault),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(faults)
-}
 
 /// The tables that sessions change.
 #[derive(Debug)]
@@ -160,6 +128,7 @@ impl TableChanges for Changes {
         let Self { references, turn, transaction, pinned } = *self;
         let (tell, told) = tokio::sync::oneshot::channel();
         let (user, health, asked) = (user.to_owned(), references.health.clone(), pinned.asked());
+        let table = transaction.changed().cloned().collect::<Vec<_>>().join(", ");
         // In a task of its own: a client that goes away must not leave a version that no reader was told of.
         let work = async move {
             let commit = async {
@@ -174,6 +143,6 @@ impl TableChanges for Changes {
             drop(tell.send(made));
         };
         drop(spawn("table change", &health, work));
-        told.await.unwrap_or(Err(WriteError::Ended))
+        told.await.unwrap_or(Err(WriteError::Panicked { table }))
     }
 }

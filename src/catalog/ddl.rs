@@ -177,7 +177,7 @@ fn single_name(name: &ObjectName) -> Result<String, String> {
 }
 
 /// Unquoted names are lower case, as in Postgres.
-fn normalize(ident: &Ident) -> String {
+pub fn normalize(ident: &Ident) -> String {
     match ident.quote_style {
         Some(_) => ident.value.clone(),
         None => ident.value.to_lowercase(),

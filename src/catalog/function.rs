@@ -14,6 +14,7 @@ use datafusion::sql::sqlparser::ast::{
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 
+use super::ddl::normalize;
 use super::{DEFAULT_SCHEMA, qualified};
 
 /// How deep functions may call functions.
@@ -141,11 +142,7 @@ impl VisitorMut for Calls<'_> {
         let TableFactor::Table { name, args: Some(args), alias, .. } = factor else {
             return ControlFlow::Continue(());
         };
-        let normal = |ident: &Ident| match ident.quote_style {
-            Some(_) => ident.value.clone(),
-            None => ident.value.to_lowercase(),
-        };
-        let parts: Vec<String> = name.0.iter().filter_map(|part| part.as_ident()).map(normal).collect();
+        let parts: Vec<String> = name.0.iter().filter_map(|part| part.as_ident()).map(normalize).collect();
         let called = match parts.as_slice() {
             [function] => qualified(DEFAULT_SCHEMA, function),
             [schema, function] => qualified(schema, function),

@@ -12,12 +12,14 @@ pub mod functions;
 mod guard;
 mod log;
 mod names;
+mod planning;
 mod policy;
 mod psql;
 mod run;
 mod settings;
 pub mod statement;
 mod system;
+mod transaction;
 pub mod write;
 
 use std::collections::BTreeMap;
@@ -25,34 +27,32 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray};
 use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
+use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::CatalogProvider;
 use datafusion::common::ParamValues;
-use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::{Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, cast as cast_expr, col};
-use datafusion::prelude::SessionContext;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use self::by_key::{Known, same_types};
+use self::by_key::Known;
 use self::copy::Copy;
 use self::cursor::{Cursor, CursorStatement};
-use self::functions::{Identity, Relation};
-use self::policy::Rights;
+use self::functions::Identity;
+use self::planning::{keep_promise, parameter_types};
+use self::run::Work;
 pub use self::run::{Encode, Planned, ROWS_PER_PIECE, Rows, Stop};
 use self::settings::{AS_OF, READ_ONLY};
 pub use self::settings::{SERVER_VERSION, Settings};
 use self::statement::{Query, SetScope, Statement, StatementParser};
 use self::system::System;
+use self::transaction::{Pending, Transaction};
 use self::write::WriteKind;
 use super::access_log::Weight;
 use super::access_log::entry::{Entry, Visit};
 use super::auth::passwords::Passwords;
 use super::auth::{Client, Gate, Method, Origin, Place};
 use super::error::{QueryError, SqlState};
-use super::{Database, DefineError, Limits, ServeError, TableChanges, ViewChange};
-use crate::catalog::function::expand;
+use super::{Database, DefineError, Limits, ServeError, ViewChange};
 use crate::merge::point::PointQuery;
 use crate::metrics::Metrics;
 
@@ -169,33 +169,6 @@ pub struct Session {
     visit: Option<Arc<Visit>>,
 }
 
-#[derive(Debug)]
-enum Transaction {
-    None,
-    Open {
-        /// By its first statement.
-        pinned: Option<Pinned>,
-        work: Work,
-    },
-}
-
-/// What a transaction has changed.
-#[derive(Debug)]
-enum Work {
-    None,
-    Changes(Box<dyn TableChanges>),
-    /// A change failed or was cancelled: it cannot be committed.
-    Failed,
-}
-
-/// What all statements of a transaction read.
-#[derive(Debug, Clone)]
-struct Pinned {
-    /// The value of `viewledger.as_of` by which it was chosen.
-    as_of: Option<String>,
-    catalog: Arc<dyn CatalogProvider>,
-}
-
 /// A statement after its parse, ready to be executed any number of times.
 #[derive(Debug, Clone)]
 pub struct Prepared {
@@ -252,7 +225,7 @@ impl Session {
             return self.service.parser.parse(sql);
         }
         let (service, sql) = (Arc::clone(&self.service), sql.to_owned());
-        run::Work::start(&self.service.queries, async move { service.parser.parse(&sql) }).finish().await?
+        Work::start(&self.service.queries, async move { service.parser.parse(&sql) }).finish().await?
     }
 
     pub fn settings(&self) -> &Arc<Settings> {
@@ -327,6 +300,7 @@ impl Session {
             Statement::Reload => (Some(reloaded()?.schema()), Vec::new()),
             Statement::Write(write) if write.kind != WriteKind::Truncate => {
                 let table = write.table(&self.settings.default_schema())?;
+                self.permit_write(write, &table)?;
                 let pinned = self.service.database.pin_to_change(&table, write.rows())?;
                 let planned = self.plan_over(pinned, &write.query, None).await?;
                 (None, parameter_types(&write.query, &planned.plan)?)
@@ -438,25 +412,14 @@ impl Session {
             }
             Statement::Begin { read_only } => {
                 if !self.in_transaction() {
-                    self.transaction = Transaction::Open { pinned: None, work: Work::None };
+                    self.transaction = Transaction::Open { pinned: None, pending: Pending::None };
                 }
                 if *read_only {
                     self.settings.set(READ_ONLY, Some("on"), SetScope::Local)?;
                 }
                 Outcome::Began
             }
-            Statement::Commit => {
-                let ended = std::mem::replace(&mut self.transaction, Transaction::None);
-                let outcome = self.end("COMMIT");
-                match ended {
-                    Transaction::Open { work: Work::Changes(changes), .. } => self.commit(changes).await?,
-                    Transaction::Open { work: Work::Failed, .. } => {
-                        return Err(QueryError::in_failed_transaction());
-                    }
-                    _ => {}
-                }
-                outcome
-            }
+            Statement::Commit => self.end_with_changes().await?,
             Statement::Rollback => self.end("ROLLBACK"),
             Statement::Savepoint(tag) if self.in_transaction() => Outcome::Done(tag),
             Statement::Savepoint(tag) => {
@@ -493,103 +456,6 @@ impl Session {
             Statement::Discard { all: false } => Outcome::Done("DISCARD"),
             Statement::Ignored(tag) => Outcome::Done(tag),
         })
-    }
-
-    fn end<T>(&mut self, tag: &'static str) -> Outcome<T> {
-        self.transaction = Transaction::None;
-        self.cursors.retain(|_, cursor| cursor.hold);
-        self.settings.end_transaction();
-        Outcome::Ended(tag)
-    }
-
-    fn pin(&mut self) -> Result<Arc<dyn CatalogProvider>, QueryError> {
-        let as_of = self.settings.as_of();
-        if let Transaction::Open { pinned: Some(pinned), .. } = &self.transaction {
-            if pinned.as_of == as_of {
-                return Ok(Arc::clone(&pinned.catalog));
-            }
-            // PostgreSQL: active_sql_transaction.
-            let message = format!("{AS_OF} cannot be changed after the first query of a transaction");
-            return Err(QueryError::new(SqlState("25001"), message)
-                .hint("a transaction reads one snapshot: COMMIT, then SET, then BEGIN the next"));
-        }
-        let database = &self.service.database;
-        let catalog = as_of.as_deref().map_or_else(|| database.pin(), |at| database.pin_as_of(at))?;
-        if let Transaction::Open { pinned, .. } = &mut self.transaction {
-            *pinned = Some(Pinned { as_of, catalog: Arc::clone(&catalog) });
-        }
-        Ok(catalog)
-    }
-
-    async fn plan(&mut self, query: &Query, parameters: Option<ParamValues>) -> Result<Planned, QueryError> {
-        let pinned = self.pin()?;
-        self.plan_over(pinned, query, parameters).await
-    }
-
-    /// The plan of a query; of a statement that changes a table, of the rows that it changes.
-    async fn plan_over(
-        &self,
-        pinned: Arc<dyn CatalogProvider>,
-        query: &Query,
-        parameters: Option<ParamValues>,
-    ) -> Result<Planned, QueryError> {
-        self.plan_as(self.rights()?, pinned, query, parameters).await
-    }
-
-    async fn plan_as(
-        &self,
-        rights: Rights,
-        pinned: Arc<dyn CatalogProvider>,
-        query: &Query,
-        parameters: Option<ParamValues>,
-    ) -> Result<Planned, QueryError> {
-        let service = Arc::clone(&self.service);
-        let (settings, identity) = (Arc::clone(&self.settings), self.identity.clone());
-        let query = query.clone();
-        run::Work::start(&self.service.queries, async move {
-            let mut state = service.template.clone();
-            let default_schema = settings.default_schema();
-            let (catalogs, named) = service.system.over(&pinned, &rights, &settings);
-            state.register_catalog_list(catalogs);
-            state.config_mut().options_mut().catalog.default_schema.clone_from(&default_schema);
-            functions::register_session(&mut state, &identity, &settings, &default_schema)?;
-            for (name, function) in service.database.table_functions(pinned.as_ref()) {
-                state.register_udtf(&name, rights.guarded(function));
-            }
-            if query.catalog {
-                let relations = relations(&state).await?;
-                let database = &service.database;
-                functions::register_relations(&mut state, &relations, &default_schema, |relation| {
-                    database.comment(&relation.schema, &relation.table)
-                })?;
-            }
-            state.mark_start_execution();
-            let mut statement = query.ast.as_ref().clone();
-            expand(&mut statement, &service.database.functions(pinned.as_ref()))
-                .map_err(|reason| QueryError::new(SqlState::UNDEFINED_FUNCTION, reason))?;
-            let plan = state
-                .statement_to_plan(datafusion::sql::parser::Statement::Statement(Box::new(statement)))
-                .await
-                .map_err(|error| {
-                    let shown = QueryError::of(&error);
-                    if query.catalog { shown } else { shown.located(&query.sql, &error) }
-                })?;
-            let plan = match plan {
-                LogicalPlan::Dml(change) if matches!(query.tag, "INSERT" | "UPDATE" | "DELETE") => {
-                    change.input.as_ref().clone()
-                }
-                plan => plan,
-            };
-            guard::check(&plan)?;
-            rights.read(&query, &named, &default_schema)?;
-            let plan = match parameters {
-                Some(values) => plan.with_param_values(values)?,
-                None => plan,
-            };
-            Ok(Planned { plan, state, pinned, entry: Entry::default(), turn: None })
-        })
-        .finish()
-        .await?
     }
 
     /// A session of the same user with the same settings, outside any transaction.
@@ -701,106 +567,4 @@ fn explain_lines(batch: &RecordBatch) -> Result<RecordBatch, QueryError> {
     let schema = Arc::new(Schema::new(vec![Field::new("QUERY PLAN", DataType::Utf8, false)]));
     RecordBatch::try_new(schema, vec![Arc::new(StringArray::from(lines))])
         .map_err(|error| QueryError::internal(error.to_string()))
-}
-
-/// `$1`, `$2`, ... in order, with the types that the planner found.
-fn parameter_types(query: &Query, plan: &LogicalPlan) -> Result<Vec<Option<DataType>>, QueryError> {
-    let mut numbered = BTreeMap::new();
-    let found = plan.get_parameter_types()?;
-    if found.is_empty() {
-        return Ok(Vec::new());
-    }
-    let (declared, arrays) = (query.declared_parameters(), array_parameters(plan)?);
-    for (name, data_type) in found {
-        let data_type = declared.get(&name).cloned().or(data_type).or_else(|| arrays.get(&name).cloned());
-        let number = name.strip_prefix('$').and_then(|number| number.parse::<usize>().ok());
-        let Some(number @ 1..=65_535) = number else {
-            return Err(QueryError::new(SqlState::SYNTAX, format!("there is no parameter {name}")));
-        };
-        numbered.insert(number, data_type);
-    }
-    let last = numbered.keys().next_back().copied().unwrap_or(0);
-    Ok((1..=last).map(|number| numbered.get(&number).cloned().flatten()).collect())
-}
-
-/// The types of parameters that stand for arrays, as in `x = ANY($1)`, of which the planner says nothing: taken for a text,
-/// no value would be found in one.
-fn array_parameters(plan: &LogicalPlan) -> Result<BTreeMap<String, DataType>, QueryError> {
-    let mut arrays = BTreeMap::new();
-    plan.apply_with_subqueries(|node| {
-        let inputs = node.inputs();
-        let Some(schema) = inputs.first().map(|input| input.schema()) else {
-            return Ok(TreeNodeRecursion::Continue);
-        };
-        node.apply_expressions(|expr| {
-            expr.apply(|expr| {
-                if let Expr::ScalarFunction(call) = expr
-                    && call.name() == "array_has"
-                    && let [Expr::Placeholder(array), value] = call.args.as_slice()
-                    && let Ok(item) = value.get_type(schema.as_ref())
-                {
-                    arrays.insert(array.id.clone(), DataType::new_list(item, true));
-                }
-                Ok(TreeNodeRecursion::Continue)
-            })
-        })
-    })?;
-    Ok(arrays)
-}
-
-/// Casts a result to the types that were described before its parameters had values.
-fn keep_promise(planned: Planned, promised: &SchemaRef) -> Result<Planned, QueryError> {
-    let own = planned.plan.schema();
-    if own.fields().len() != promised.fields().len() {
-        return Err(QueryError::new(SqlState::FEATURE_NOT_SUPPORTED, "cached plan must not change result type"));
-    }
-    if same_types(own.inner(), promised) {
-        return Ok(planned);
-    }
-    let casts: Vec<Expr> = own
-        .columns()
-        .into_iter()
-        .zip(own.fields().iter().zip(promised.fields()))
-        .map(|(column, (has, wants))| {
-            let name = column.name.clone();
-            let expr = Expr::Column(column);
-            if has.data_type() == wants.data_type() || wants.data_type() == &DataType::Null {
-                expr
-            } else {
-                cast_expr(expr, wants.data_type().clone()).alias(name)
-            }
-        })
-        .collect();
-    let plan = LogicalPlanBuilder::from(planned.plan).project(casts)?.build()?;
-    Ok(Planned { plan, ..planned })
-}
-
-/// Every relation with its number, for functions that are asked about numbers.
-async fn relations(state: &SessionState) -> Result<Vec<Relation>, QueryError> {
-    let context = SessionContext::new_with_state(state.clone());
-    let namespaces = context
-        .table("pg_catalog.pg_namespace")
-        .await?
-        .select(vec![col("oid").alias("namespace"), col("nspname")])?;
-    let classes = context.table("pg_catalog.pg_class").await?.select(vec![
-        col("oid"),
-        col("relname"),
-        col("relnamespace"),
-    ])?;
-    let joined =
-        classes.join(namespaces, datafusion::common::JoinType::Inner, &["relnamespace"], &["namespace"], None)?;
-    let batches = joined.select_columns(&["oid", "nspname", "relname"])?.collect().await?;
-    let mut found = Vec::new();
-    for batch in &batches {
-        let oids = batch.column(0).as_primitive::<Int32Type>();
-        let (schemas, tables) = (batch.column(1).as_string::<i32>(), batch.column(2).as_string::<i32>());
-        for row in 0..batch.num_rows() {
-            found.push(Relation {
-                oid: oids.value(row),
-                schema: schemas.value(row).to_owned(),
-                table: tables.value(row).to_owned(),
-            });
-        }
-    }
-    Ok(found)
 }

@@ -153,6 +153,21 @@ fn log(storage: &Storage) -> ManifestLog<Commit> {
     ManifestLog::new(storage, paths::table_commits())
 }
 
+/// Where what is stored of the tables does not fit their declaration. Changes nothing.
+pub async fn faults(storage: &Storage, rules: &BTreeMap<String, Arc<TableRules>>) -> Result<Vec<Fault>, OpenError> {
+    let (_, commit) = log(storage).latest().await?.unwrap_or_default();
+    let mut faults = Vec::new();
+    for (table, version) in &commit.tables {
+        let Some(rules) = rules.get(table) else { continue };
+        match read(storage, rules, version).await {
+            Ok(_) => {}
+            Err(OpenError::Unfit(fault)) => faults.push(fault),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(faults)
+}
+
 /// Every version of `table`, oldest first.
 pub async fn versions(storage: &Storage, table: &str) -> Result<Vec<Version>, StorageError> {
     let commits = log(storage);

@@ -2,24 +2,21 @@
 
 use std::sync::Arc;
 
-use datafusion::arrow::array::{ArrayRef, RecordBatch};
-use datafusion::arrow::datatypes::Field;
-use datafusion::arrow::error::ArrowError;
-use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
+use datafusion::arrow::array::RecordBatch;
 use datafusion::common::ParamValues;
 use datafusion::sql::sqlparser::ast::{
-    self, Assignment, AssignmentTarget, ConflictTarget, Expr, FromTable, Ident, ObjectName, OnConflictAction,
-    OnInsert, TableFactor, TableObject, TableWithJoins,
+    self, Assignment, AssignmentTarget, ConflictTarget, Expr, FromTable, ObjectName, OnConflictAction, OnInsert,
+    TableFactor, TableObject, TableWithJoins,
 };
 
-use super::policy::Rights;
+use super::Session;
 use super::run::{self, Encode, Planned, ROWS_PER_PIECE, Rows};
 use super::settings::AS_OF;
-use super::statement::{Query, Statement};
-use super::{Session, Transaction, Work};
-use crate::catalog::{RESERVED_SCHEMAS, qualified, schema_and_table};
+use super::statement::Query;
+use crate::catalog::ddl::normalize;
+use crate::catalog::{RESERVED_SCHEMAS, qualified};
+use crate::serve::ChangedRows;
 use crate::serve::error::{QueryError, SqlState};
-use crate::serve::{ChangedRows, TableChanges};
 use crate::tables::WriteError;
 use crate::tables::change::{Change, OnConflict};
 
@@ -83,8 +80,8 @@ impl Write {
         }?;
         let (schema, table) = match name.0.iter().filter_map(|part| part.as_ident()).collect::<Vec<_>>().as_slice()
         {
-            [table] => (None, normal(table)),
-            [schema, table] | [_, schema, table] => (Some(normal(schema)), normal(table)),
+            [table] => (None, normalize(table)),
+            [schema, table] | [_, schema, table] => (Some(normalize(schema)), normalize(table)),
             _ => return Err(QueryError::new(SqlState::SYNTAX, format!("{name} is not a table's name"))),
         };
         Ok(Self { query: query(Arc::new(statement), tag), kind, schema, table })
@@ -133,7 +130,7 @@ fn insert_of(insert: &mut ast::Insert) -> Result<(ObjectName, OnConflict), Query
 fn on_conflict(conflict: ast::OnConflict) -> Result<OnConflict, QueryError> {
     let key = match conflict.conflict_target {
         None => None,
-        Some(ConflictTarget::Columns(columns)) => Some(columns.iter().map(normal).collect::<Vec<_>>()),
+        Some(ConflictTarget::Columns(columns)) => Some(columns.iter().map(normalize).collect::<Vec<_>>()),
         Some(ConflictTarget::OnConstraint(_)) => {
             return Err(unsupported("ON CONFLICT ON CONSTRAINT").hint("name the columns of the key"));
         }
@@ -159,7 +156,7 @@ fn taken_over(set: &Assignment) -> Option<String> {
     let column = target(set)?;
     match &set.value {
         Expr::CompoundIdentifier(parts) => match parts.as_slice() {
-            [excluded, value] if normal(excluded) == "excluded" && normal(value) == column => Some(column),
+            [excluded, value] if normalize(excluded) == "excluded" && normalize(value) == column => Some(column),
             _ => None,
         },
         _ => None,
@@ -168,7 +165,7 @@ fn taken_over(set: &Assignment) -> Option<String> {
 
 fn target(set: &Assignment) -> Option<String> {
     match &set.target {
-        AssignmentTarget::ColumnName(name) => name.0.last().and_then(|part| part.as_ident()).map(normal),
+        AssignmentTarget::ColumnName(name) => name.0.last().and_then(|part| part.as_ident()).map(normalize),
         AssignmentTarget::Tuple(_) => None,
     }
 }
@@ -178,10 +175,6 @@ fn plain(table: &TableWithJoins) -> Result<ObjectName, QueryError> {
         TableFactor::Table { name, .. } if table.joins.is_empty() => Ok(name.clone()),
         _ => Err(unsupported("changing rows of a join")),
     }
-}
-
-fn normal(ident: &Ident) -> String {
-    if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_lowercase() }
 }
 
 fn unsupported(what: &str) -> QueryError {
@@ -221,78 +214,7 @@ impl Session {
         self.apply(changes, &table, change, tag).await
     }
 
-    /// The changes of this transaction so far, or of a statement that is one by itself. Until they are applied, the
-    /// transaction cannot be committed.
-    pub(super) async fn begin_changes(&mut self) -> Result<Box<dyn TableChanges>, QueryError> {
-        if !self.in_transaction() {
-            return Ok(self.service.database.change_tables(None).await?);
-        }
-        let pinned = self.pin()?;
-        let Transaction::Open { work, .. } = &mut self.transaction else {
-            return Err(QueryError::internal("no transaction"));
-        };
-        match std::mem::replace(work, Work::Failed) {
-            Work::Failed => Err(QueryError::in_failed_transaction()),
-            Work::Changes(changes) => Ok(changes),
-            Work::None => Ok(self.service.database.change_tables(Some(pinned)).await?),
-        }
-    }
-
-    /// Adds a change, and commits it where no transaction is open.
-    pub(super) async fn apply(
-        &mut self,
-        mut changes: Box<dyn TableChanges>,
-        table: &str,
-        change: Change,
-        tag: &'static str,
-    ) -> Result<u64, QueryError> {
-        let touched = changes.apply(table, change, tag).await?;
-        match &mut self.transaction {
-            Transaction::Open { pinned, work } => {
-                if let Some(pinned) = pinned {
-                    pinned.catalog = changes.pinned();
-                }
-                *work = Work::Changes(changes);
-            }
-            Transaction::None => self.commit(changes).await?,
-        }
-        tracing::info!(
-            table,
-            statement = tag,
-            rows = touched,
-            user = self.identity.user,
-            "reference table changed"
-        );
-        Ok(touched)
-    }
-
-    /// Commits changes that leave every enforced view without rows.
-    pub(super) async fn commit(&self, changes: Box<dyn TableChanges>) -> Result<(), QueryError> {
-        let mut broken: Vec<(String, String)> = Vec::new();
-        for view in changes.enforced()? {
-            let (schema, table) = schema_and_table(&view);
-            let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
-            let sql = format!("SELECT * FROM {}.{} LIMIT 1", quoted(schema), quoted(table));
-            let Some(Statement::Query(query)) = self.service.parser.parse(&sql)?.pop() else {
-                return Err(QueryError::internal("not a query"));
-            };
-            let planned = self.plan_as(Rights::all(), changes.pinned(), &query, None).await?;
-            if let Some(row) = first_row(self.start(planned)).await? {
-                broken.push((view, row));
-            }
-        }
-        let Some((view, row)) = broken.first() else {
-            return Ok(changes.commit(&self.identity.user).await?);
-        };
-        let (schema, table) = schema_and_table(view);
-        let about = self.service.database.comment(schema, table).unwrap_or_default();
-        let others: Vec<&str> = broken.iter().skip(1).map(|(view, _)| view.as_str()).collect();
-        let others = if others.is_empty() { String::new() } else { format!("; so has {}", others.join(", ")) };
-        let message = format!("{view} must have no rows, and would have {row}{others}: nothing was changed");
-        Err(QueryError::new(SqlState::CHECK_VIOLATION, message).hint(about))
-    }
-
-    fn start(&self, planned: Planned) -> Rows<RecordBatch> {
+    pub(super) fn start(&self, planned: Planned) -> Rows<RecordBatch> {
         let service = &self.service;
         let all: Encode<RecordBatch> = Encode::new(ROWS_PER_PIECE, Ok);
         run::run(&service.queries, &service.metrics, planned, service.limits.pieces_buffered, all)
@@ -308,25 +230,6 @@ impl Session {
         }
         Ok(())
     }
-}
-
-/// The first row of a result, as text.
-async fn first_row(mut rows: Rows<RecordBatch>) -> Result<Option<String>, QueryError> {
-    while let Some(piece) = rows.next().await {
-        let piece = piece?;
-        if piece.num_rows() > 0 {
-            let options = FormatOptions::default().with_null("null");
-            let shown = |error: ArrowError| QueryError::internal(error.to_string());
-            let value = |(field, column): (&Arc<Field>, &ArrayRef)| {
-                let text = ArrayFormatter::try_new(column.as_ref(), &options).map_err(shown)?;
-                Ok(format!("{} = {}", field.name(), text.value(0)))
-            };
-            let schema = piece.schema();
-            let values = schema.fields().iter().zip(piece.columns()).map(value);
-            return Ok(Some(format!("({})", values.collect::<Result<Vec<_>, QueryError>>()?.join(", "))));
-        }
-    }
-    Ok(None)
 }
 
 /// All rows, unless they are more than the table may hold.

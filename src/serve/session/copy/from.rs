@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::RecordBatch;
 use datafusion::arrow::datatypes::{FieldRef, SchemaRef};
-use datafusion::sql::sqlparser::ast::{self, CopySource, CopyTarget, Ident};
+use datafusion::sql::sqlparser::ast::{self, CopySource, CopyTarget};
 use datafusion::sql::sqlparser::parser::Parser;
 
 use super::binary::Tuples;
 use super::columns::{Columns, Input};
 use super::lines::Lines;
 use super::{CopyFormat, Forced, Given};
+use crate::catalog::ddl::normalize;
 use crate::catalog::schema_and_table;
 use crate::serve::ChangedRows;
 use crate::serve::access_log::Weight;
@@ -87,7 +88,7 @@ impl CopyIn {
             .and_then(|mut parser| parser.parse_statement())
             .map_err(|error| QueryError::new(SqlState::SYNTAX, format!("COPY {table_name}: {error}")))?;
         let write = Write::read(insert, |ast, _| Query { tag: TAG, ..query(ast.as_ref().clone()) })?;
-        Ok(Self { write, columns: columns.iter().map(normal).collect(), format })
+        Ok(Self { write, columns: columns.iter().map(normalize).collect(), format })
     }
 
     /// The columns that come, of a table with this schema.
@@ -108,10 +109,6 @@ impl CopyIn {
         }
         Ok(found)
     }
-}
-
-fn normal(ident: &Ident) -> String {
-    if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_lowercase() }
 }
 
 impl Loading {
