@@ -60,13 +60,14 @@ async fn other_clients_read_archive_and_views_and_agree() {
         run: Duration::from_secs(5),
         seed: rand::random::<u32>().into(),
     };
-    let mut load = Load::start(plan, dir.path());
     let mut site = Site::prepare(dir.path(), &broker.bootstrap(), None);
     let mut life = site.spawn();
+    // Before the load, so that it is committed bit by bit, in files enough to be put together.
+    let reader = life.wait_ready().await.unwrap_or_else(|server::Death(what)| panic!("{what}"));
+    let mut load = Load::start(plan, dir.path());
     let expected = truth::read(load.wait().await, TOPIC);
     settle(&mut life, &expected).await.unwrap_or_else(|violations| panic!("{violations:#?}"));
 
-    let reader = life.wait_ready().await.unwrap_or_else(|server::Death(what)| panic!("{what}"));
     // A refresh first commits all that was read to the archive.
     reader.rows("REFRESH MATERIALIZED VIEW video_views").await.unwrap();
     until_compacted(&reader).await;

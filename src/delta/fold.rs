@@ -22,9 +22,7 @@ pub enum FoldError {
 /// The states of `view` over `records`, one row a group.
 pub async fn states(engine: &Engine, view: &LambdaView, records: &RecordBatch) -> Result<RecordBatch, FoldError> {
     let failed = |source| FoldError::Compute { view: view.name().to_owned(), source };
-    let table = MemTable::try_new(records.schema(), vec![vec![records.clone()]]).map_err(failed)?;
-    let plan = view.state_plan(Arc::new(table))?;
-    let batches = engine.collect(plan, 1).await.map_err(failed)?;
+    let batches = view.states(engine, records).await?;
     concat_batches(&view.state_schema(), &batches).map_err(|error| failed(error.into()))
 }
 

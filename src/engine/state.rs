@@ -22,13 +22,16 @@ use datafusion::logical_expr::{
     Aggregate, Expr, ExprSchemable, LogicalPlan, LogicalPlanBuilder, Projection, TableScan,
 };
 use datafusion::optimizer::analyzer::Analyzer;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::catalog::{DEFAULT_SCHEMA, qualified};
+use crate::engine::Engine;
 use crate::engine::billable;
 use crate::engine::combinator::{Combinator, Kind};
 use crate::engine::inner::Inner;
+use crate::engine::reused::{Reused, Vacant};
 use crate::engine::split::{Cut, call, finish, read_from};
 use crate::engine::ties::Carried;
 use crate::engine::unbound;
@@ -159,6 +162,8 @@ pub struct LambdaView {
     inners: Vec<Arc<Inner>>,
     state_schema: SchemaRef,
     final_schema: SchemaRef,
+    /// The state plan for micro-batches, once one has come.
+    reused: Arc<Mutex<Option<Arc<Reused>>>>,
 }
 
 impl LambdaView {
@@ -209,6 +214,7 @@ impl LambdaView {
             calls,
             inners,
             state_schema: Arc::new(Schema::new(fields)),
+            reused: Arc::default(),
         })
     }
 
@@ -239,7 +245,7 @@ impl LambdaView {
         let input = unbound::bound(&self.unbound, rows).map_err(|source| ViewError::plan(&self.name, source))?;
         let digests = tables.iter().filter(|(table, _)| self.tables.contains(*table));
         let bound = digests.map(|(table, rows)| (table.clone(), rows.digest.clone())).collect();
-        Ok(Self { name: name.to_owned(), bound, input, ..self.clone() })
+        Ok(Self { name: name.to_owned(), bound, input, reused: Arc::default(), ..self.clone() })
     }
 
     /// How many columns of [`Self::state_schema`], from the first, are the group key.
@@ -280,6 +286,26 @@ impl LambdaView {
             states.push(Expr::AggregateFunction(state));
         }
         self.aggregated(input, self.aggregate.group_expr.clone(), states).and_then(|plan| self.as_states(plan))
+    }
+
+    /// The states of a micro-batch, one row for each group key in each batch.
+    ///
+    /// # Errors
+    /// As [`Self::state_plan`], and what DataFusion says of its execution.
+    pub async fn states(&self, engine: &Engine, records: &RecordBatch) -> Result<Vec<RecordBatch>, ViewError> {
+        let failed = |source| ViewError::plan(&self.name, source);
+        let columns = records.schema();
+        let known = self.reused.lock().clone().filter(|known| *known.columns() == columns);
+        let plan = match known {
+            Some(known) => known,
+            None => {
+                let plan = self.state_plan(Arc::new(Vacant { columns: Arc::clone(&columns) }))?;
+                let plan = Arc::new(Reused::new(engine, columns, plan).await.map_err(failed)?);
+                *self.reused.lock() = Some(Arc::clone(&plan));
+                plan
+            }
+        };
+        plan.run(engine, records).await.map_err(failed)
     }
 
     /// States to states, one row for each group key.

@@ -171,7 +171,10 @@ impl Run {
     }
 
     async fn states(&self, plan: LogicalPlan) -> Vec<RecordBatch> {
-        let batches = self.collect(plan).await;
+        self.kept(self.collect(plan).await)
+    }
+
+    fn kept(&self, batches: Vec<RecordBatch>) -> Vec<RecordBatch> {
         match self.kept {
             Kept::Memory => batches,
             Kept::Parquet => through_parquet(&batches, &self.view.state_schema()),
@@ -181,9 +184,14 @@ impl Run {
     /// States of each piece, combined two or three at a time as `picks` say, then merged.
     async fn merged(&self, pieces: &[RecordBatch], picks: &[(usize, usize)]) -> Vec<RecordBatch> {
         let mut stored = Vec::new();
-        for piece in pieces {
-            let records = mem(events_schema(), vec![vec![piece.clone()]]);
-            stored.push(self.states(self.view.state_plan(records).unwrap()).await);
+        for (nth, piece) in pieces.iter().enumerate() {
+            // As micro-batches and as batch views make them.
+            stored.push(if nth % 2 == 0 {
+                self.kept(self.view.states(&self.engine, piece).await.unwrap())
+            } else {
+                let records = mem(events_schema(), vec![vec![piece.clone()]]);
+                self.states(self.view.state_plan(records).unwrap()).await
+            });
         }
         let schema = self.view.state_schema();
         for (from, count) in picks {
@@ -568,6 +576,12 @@ async fn a_view_is_computed_with_the_rows_that_it_is_bound_to() {
     };
     assert_eq!(labels(&one).await, ["x", "y"]);
     assert_eq!(labels(&other).await, ["x"]);
+    // The plan that is kept for micro-batches is bound anew too.
+    let events = batch(&some_events(), 0);
+    for (view, rows) in [(&one, 2), (&other, 1)] {
+        let states = view.states(&engine, &events).await.unwrap();
+        assert_eq!(states.iter().map(RecordBatch::num_rows).sum::<usize>(), rows, "{}", view.name());
+    }
     let missing = view.bound("v", &BTreeMap::new()).unwrap_err();
     assert!(format!("{missing:?}").contains("labels"), "{missing:?}");
 }
