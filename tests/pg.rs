@@ -556,10 +556,14 @@ const ENDLESS_ROWS: &str = "SELECT a.n FROM raw.numbers a CROSS JOIN raw.numbers
 const ENDLESS_NOTHING: &str = "SELECT count(*) FROM raw.numbers a JOIN raw.numbers b ON a.n + b.n < 0 \
                                JOIN raw.numbers c ON b.n * c.n < a.n - 100000";
 
+/// So many pairs for each batch that the join does not end with one for seconds.
+const ENDLESS_COMPARISONS: &str = "SELECT count(*) FROM raw.numbers a, raw.numbers b, raw.numbers c, raw.numbers d \
+                                   WHERE a.n + b.n + c.n + d.n = -1";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_request_stops_the_work() {
     let server = Server::start().await;
-    for sql in [ENDLESS, ENDLESS_ROWS, ENDLESS_NOTHING] {
+    for sql in [ENDLESS, ENDLESS_ROWS, ENDLESS_NOTHING, ENDLESS_COMPARISONS] {
         let client = server.connect().await;
         let token = client.cancel_token();
         let running = tokio::spawn(async move {
@@ -567,6 +571,8 @@ async fn a_cancel_request_stops_the_work() {
             (client, error.code().cloned())
         });
         until("the query runs", || server.metrics.queries_running.get() == 1).await;
+        // Until what is joined was read, and the joining goes on.
+        tokio::time::sleep(Duration::from_millis(300)).await;
         let asked = Instant::now();
         token.cancel_query(NoTls).await.unwrap();
         let (client, code) = running.await.unwrap();

@@ -14,6 +14,7 @@ mod log;
 mod names;
 mod planning;
 mod policy;
+mod portions;
 mod psql;
 mod run;
 mod settings;

@@ -36,8 +36,13 @@ public final class ReadViews {
         made++;
         if (!Objects.equals(found, wanted)) {
             faults++;
-            System.out.println(what + ": " + found + ", not " + wanted);
+            System.out.println(what + ": " + shown(found) + ", not " + shown(wanted));
         }
+    }
+
+    private static String shown(Object value) {
+        String text = String.valueOf(value);
+        return text.substring(0, Math.min(300, text.length()));
     }
 
     private static String state(Work work) throws Exception {

@@ -24,7 +24,7 @@ expect() {
 
 port=$1
 described=('\l' '\l+' '\dn' '\dn+' '\d' '\dt' '\dt+' '\dt *.*' '\dv' '\dm' '\di' '\ds' '\dT' '\du' '\df' '\dp' '\dx' '\db' '\dy'
-  '\dC' '\do' '\da' '\dD' '\dO' '\dX' '\d exclusions' '\d+ exclusions' '\d video_views' '\d+ top_videos' '\conninfo')
+  '\dC' '\do' '\da' '\dD' '\dO' '\d exclusions' '\d+ exclusions' '\d video_views' '\d+ top_videos' '\conninfo')
 for command in "${described[@]}"; do
   ask analyst -c "$command" >"$dir/out" 2>&1 || { cat "$dir/out"; echo "psql cannot answer $command"; exit 1; }
 done

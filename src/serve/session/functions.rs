@@ -19,7 +19,7 @@ use datafusion::prelude::SessionContext;
 
 use super::settings::{SERVER_VERSION, Settings};
 use super::statement::SetScope;
-use crate::serve::error::QueryError;
+use crate::serve::error::{QueryError, SqlState};
 
 /// One relation as the system tables number it.
 #[derive(Debug, Clone)]
@@ -102,6 +102,11 @@ pub fn register_fixed(context: &SessionContext) {
     ] {
         register(Function::number(name, |_| Ok(None)));
     }
+    register(Function::text("pg_describe_object", |_| Ok(None)));
+    register(Function::text("format", |args| match args {
+        [Some(form), values @ ..] => formatted(form, values).map(Some),
+        _ => Ok(None),
+    }));
     register(Function::flag("pg_advisory_unlock", |_| Ok(Some(false))));
     register(Function::text("pg_advisory_unlock_all", |_| Ok(Some(String::new()))));
 }
@@ -179,6 +184,44 @@ pub fn register_relations(
         [Some(name)] => Ok(names.get(name).copied()),
         _ => Ok(None),
     }))
+}
+
+/// PostgreSQL's `format`: `%s`, `%I`, `%L` and `%%`, without positions and widths.
+fn formatted(form: &str, values: Row<'_>) -> Result<String> {
+    let wrong = |reason: String| external(QueryError::new(SqlState::INVALID_PARAMETER, reason));
+    let mut values = values.iter();
+    let mut next = || values.next().ok_or_else(|| wrong("too few arguments for format()".to_owned()));
+    let mut made = String::new();
+    let mut letters = form.chars();
+    while let Some(letter) = letters.next() {
+        if letter != '%' {
+            made.push(letter);
+            continue;
+        }
+        match letters.next() {
+            Some('%') => made.push('%'),
+            Some('s') => made.push_str(next()?.as_deref().unwrap_or_default()),
+            Some('I') => match next()? {
+                Some(name) => made.push_str(&quoted_identifier(name)),
+                None => return Err(wrong("null values cannot be formatted as an SQL identifier".to_owned())),
+            },
+            Some('L') => match next()? {
+                Some(value) => made.push_str(&format!("'{}'", value.replace('\'', "''"))),
+                None => made.push_str("NULL"),
+            },
+            other => {
+                let other = other.map(String::from).unwrap_or_default();
+                return Err(wrong(format!("format() knows %s, %I, %L and %%, not %{other}")));
+            }
+        }
+    }
+    Ok(made)
+}
+
+fn quoted_identifier(name: &str) -> String {
+    let plain = name.starts_with(|first: char| first.is_ascii_lowercase() || first == '_')
+        && name.chars().all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '_');
+    if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
 }
 
 fn external(error: QueryError) -> DataFusionError {

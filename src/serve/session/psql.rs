@@ -1,13 +1,13 @@
 //! What psql's and drivers' catalog queries ask for and neither the engine nor the system tables have.
 //!
 //! Only queries that name PostgreSQL's catalog come here, and only parts that describe what this server does
-//! not keep: access lists, storage options, memberships, sequences, indices. They become NULL, which psql prints as
-//! nothing.
+//! not keep: access lists, storage options, memberships, defaults, sequences, collations, indices. They become NULL, which psql
+//! prints as nothing.
 
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    self, AccessExpr, Expr, FunctionArguments, GroupByExpr, SelectItem, SetExpr, Statement, TableFactor, Value,
+    self, AccessExpr, BinaryOperator, Expr, FunctionArguments, GroupByExpr, SelectItem, SetExpr, Statement, TableFactor, Value,
     Visit, VisitMut, Visitor, VisitorMut,
 };
 
@@ -30,8 +30,17 @@ impl VisitorMut for Unknowns {
 
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
         match expr {
-            Expr::CompoundIdentifier(_) if is_access_list(expr) => {
-                *expr = null_text();
+            Expr::CompoundIdentifier(words) => {
+                if let Some(unkept) = unkept(words) {
+                    *expr = unkept;
+                }
+                return ControlFlow::Continue(());
+            }
+            // The system table has names of functions, where the rewrites before have made an oid of `'array_in'::regproc`.
+            Expr::BinaryOp { left, op: BinaryOperator::Eq, right }
+                if matches!(right.as_ref(), Expr::Subquery(_)) && last_word(left).as_deref() == Some("typinput") =>
+            {
+                **right = Expr::Value(Value::SingleQuotedString("array_in".to_owned()).with_empty_span());
                 return ControlFlow::Continue(());
             }
             // `(keys).x`: a part of what lists the columns of an index.
@@ -42,8 +51,21 @@ impl VisitorMut for Unknowns {
                 *expr = null_of(ast::DataType::Integer(None));
                 return ControlFlow::Continue(());
             }
+            // A part of a key.
+            Expr::CompoundFieldAccess { root, access_chain }
+                if match access_chain.as_slice() {
+                    [AccessExpr::Subscript(_)] => last_word(root).is_some_and(|word| of_keys(&word)),
+                    [AccessExpr::Dot(column), AccessExpr::Subscript(_)] => {
+                        last_word(column).is_some_and(|word| of_keys(&word))
+                    }
+                    _ => false,
+                } =>
+            {
+                *expr = null_of(ast::DataType::Integer(None));
+                return ControlFlow::Continue(());
+            }
             Expr::Subquery(query) => {
-                if of_sequences(query) {
+                if of_unkept(query) {
                     *expr = null_text();
                 } else {
                     one_row(query);
@@ -65,20 +87,41 @@ impl VisitorMut for Unknowns {
             *expr = null_text();
         } else if name == "_pg_expandarray" {
             *expr = null_of(ast::DataType::Integer(None));
-        } else if name == "unnest" && mentions(&function.args, &["key", "indclass", "indoption"]) {
+        } else if matches!(name.as_str(), "unnest" | "generate_subscripts") && mentions(&function.args, of_keys) {
+            // Both give a row for each part.
+            function.name = ast::ObjectName::from(vec![ast::Ident::new("unnest")]);
             function.args = list_of_nothing();
         }
         ControlFlow::Continue(())
     }
 }
 
-/// PostgreSQL's own `acl` columns, which its system tables here do not have.
-fn is_access_list(expr: &Expr) -> bool {
+fn last_word(expr: &Expr) -> Option<String> {
     match expr {
-        Expr::CompoundIdentifier(words) => {
-            words.last().is_some_and(|word| ["relacl", "attacl"].contains(&word.value.to_lowercase().as_str()))
+        Expr::Identifier(word) => Some(word),
+        Expr::CompoundIdentifier(words) => words.last(),
+        _ => None,
+    }
+    .map(|word| word.value.to_lowercase())
+}
+
+/// What stands for columns that PostgreSQL's system tables have and those here do not.
+fn unkept(words: &[ast::Ident]) -> Option<Expr> {
+    let last = words.last()?.value.to_lowercase();
+    match last.as_str() {
+        "relacl" | "attacl" => Some(null_text()),
+        "reloptions" => Some(null_of(ast::DataType::Array(ast::ArrayElemTypeDef::SquareBracket(
+            Box::new(ast::DataType::Text),
+            None,
+        )))),
+        "tableoid" => Some(null_of(ast::DataType::Integer(None))),
+        // As it was called until PostgreSQL 16.
+        "colliculocale" => {
+            let mut words = words.to_vec();
+            words.last_mut()?.value = "colllocale".to_owned();
+            Some(Expr::CompoundIdentifier(words))
         }
-        _ => false,
+        _ => None,
     }
 }
 
@@ -88,7 +131,7 @@ fn name_columns(projection: &mut [SelectItem]) {
         let SelectItem::UnnamedExpr(expr) = item else { continue };
         let name = match &*expr {
             Expr::Value(value) if value.value == Value::Null => format!("column{}", index + 1),
-            Expr::CompoundIdentifier(words) if is_access_list(expr) => {
+            Expr::CompoundIdentifier(words) if unkept(words).is_some() => {
                 words.last().map(|word| word.value.clone()).unwrap_or_default()
             }
             _ => continue,
@@ -97,16 +140,22 @@ fn name_columns(projection: &mut [SelectItem]) {
     }
 }
 
-/// Whether a subquery describes an identity column: there are none.
-fn of_sequences(query: &ast::Query) -> bool {
+/// Whether a subquery describes a default, an identity column or a collation: there are none.
+fn of_unkept(query: &ast::Query) -> bool {
     let SetExpr::Select(select) = query.body.as_ref() else { return false };
+    if let [SelectItem::UnnamedExpr(value)] = select.projection.as_slice()
+        && last_word(value).as_deref() == Some("typcollation")
+    {
+        return true;
+    }
     let mut tables = select
         .from
         .iter()
         .flat_map(|from| std::iter::once(&from.relation).chain(from.joins.iter().map(|join| &join.relation)));
     tables.any(|table| match table {
         TableFactor::Table { name, .. } => {
-            name.0.last().and_then(|part| part.as_ident()).is_some_and(|name| name.value == "pg_sequence")
+            let name = name.0.last().and_then(|part| part.as_ident()).map(|name| name.value.as_str());
+            matches!(name, Some("pg_sequence" | "pg_collation" | "pg_attrdef"))
         }
         _ => false,
     })
@@ -128,18 +177,27 @@ fn one_row(query: &mut ast::Query) {
         return;
     };
     // What may be an aggregate already is left alone.
-    if !matches!(value, Expr::Function(_)) {
-        *value = call("max", value.clone());
+    let may_aggregate = match value {
+        Expr::Function(function) => !function
+            .name
+            .0
+            .last()
+            .and_then(|part| part.as_ident())
+            .is_some_and(|name| name.value.to_lowercase().starts_with("pg_get_")),
+        _ => false,
+    };
+    if !may_aggregate {
+        *value = call("max", [value.clone()]);
         query.order_by = None;
     }
 }
 
-fn call(name: &str, argument: Expr) -> Expr {
+pub(super) fn call<const N: usize>(name: &str, arguments: [Expr; N]) -> Expr {
     Expr::Function(ast::Function {
         name: ast::ObjectName::from(vec![ast::Ident::new(name)]),
         uses_odbc_syntax: false,
         parameters: FunctionArguments::None,
-        args: list(argument),
+        args: list(arguments),
         filter: None,
         null_treatment: None,
         over: None,
@@ -147,26 +205,31 @@ fn call(name: &str, argument: Expr) -> Expr {
     })
 }
 
-fn list(argument: Expr) -> FunctionArguments {
+fn list<const N: usize>(arguments: [Expr; N]) -> FunctionArguments {
     FunctionArguments::List(ast::FunctionArgumentList {
         duplicate_treatment: None,
-        args: vec![ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(argument))],
+        args: arguments.map(|argument| ast::FunctionArg::Unnamed(ast::FunctionArgExpr::Expr(argument))).into(),
         clauses: Vec::new(),
     })
 }
 
 fn list_of_nothing() -> FunctionArguments {
-    list(call("make_array", null_of(ast::DataType::Integer(None))))
+    list([call("make_array", [null_of(ast::DataType::Integer(None))])])
 }
 
 fn mentions_unknown(args: &FunctionArguments) -> bool {
-    mentions(args, &["acl", "options", "config"])
+    mentions(args, |word| ["acl", "options", "config"].iter().any(|end| word.ends_with(end)))
 }
 
-/// Whether a column is named whose name ends so, or there is a subquery.
-fn mentions(args: &FunctionArguments, ends: &[&str]) -> bool {
-    struct Found<'a>(bool, &'a [&'a str]);
-    impl Visitor for Found<'_> {
+/// Columns of keys and indices.
+fn of_keys(word: &str) -> bool {
+    ["key", "indclass", "indoption", "indcollation", "conexclop"].iter().any(|end| word.ends_with(end))
+}
+
+/// Whether such a column is named, or there is a subquery.
+fn mentions(args: &FunctionArguments, such: fn(&str) -> bool) -> bool {
+    struct Found(bool, fn(&str) -> bool);
+    impl Visitor for Found {
         type Break = ();
 
         fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
@@ -180,13 +243,12 @@ fn mentions(args: &FunctionArguments, ends: &[&str]) -> bool {
                 _ => None,
             };
             if let Some(word) = word {
-                let word = word.value.to_lowercase();
-                self.0 |= self.1.iter().any(|end| word.ends_with(end));
+                self.0 |= self.1(&word.value.to_lowercase());
             }
             if self.0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         }
     }
-    let mut found = Found(false, ends);
+    let mut found = Found(false, such);
     let _ = Visit::visit(args, &mut found);
     found.0
 }

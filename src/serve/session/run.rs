@@ -11,12 +11,14 @@ use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::execution::SessionState;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::coop::CooperativeExec;
+use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use futures::StreamExt;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::JoinHandle;
 
+use super::portions::Portions;
 use crate::metrics::{Metrics, WorkOutcome};
 use crate::serve::access_log::entry::Entry;
 use crate::serve::error::{QueryError, SqlState};
@@ -267,6 +269,13 @@ async fn send<T>(sender: &mpsc::Sender<Piece<T>>, piece: T, patience: Option<Dur
 /// (datafusion#19358).
 fn interruptible(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>, QueryError> {
     let wrapped = plan.transform_up(|node| {
+        let node = match node.children().as_slice() {
+            [build, probe] if node.name() == "NestedLoopJoinExec" => {
+                let children = vec![Arc::clone(build), Portions::of(Arc::clone(probe))];
+                replace_children_if_necessary(Arc::clone(&node), children)?
+            }
+            _ => node,
+        };
         let multiplies = node.children().len() > 1 || node.name() == "UnnestExec";
         Ok(if multiplies {
             Transformed::yes(Arc::new(CooperativeExec::new(node)) as Arc<dyn ExecutionPlan>)
