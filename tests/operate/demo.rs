@@ -5,14 +5,19 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_viewledger");
 /// What takes longer than this has failed.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
+/// One demo at a time: each wants most of a core of an unoptimised build.
+static TURN: Mutex<()> = Mutex::new(());
+
 pub struct Demo {
     child: Child,
+    _turn: MutexGuard<'static, ()>,
     pub http_port: u16,
     pub pg_port: u16,
     pub broker_port: u16,
@@ -28,11 +33,12 @@ impl Demo {
 
     /// With further arguments.
     pub fn start_with(dir: &Path, settings: &[(&str, &str)], arguments: &[&str]) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let [http_port, pg_port, flight_port, broker_port] = free_ports();
         let data_dir = dir.join("data");
         let log = File::create(dir.join("demo.log")).unwrap();
         let mut command = command(settings);
-        command.args(["demo", "--rate", "500", "--data-dir"]).arg(&data_dir).args(arguments);
+        command.args(["demo", "--rate", "100", "--data-dir"]).arg(&data_dir).args(arguments);
         for (flag, port) in [
             ("--http-port", http_port),
             ("--pg-port", pg_port),
@@ -43,7 +49,7 @@ impl Demo {
         }
         let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let mut demo = Self { child, http_port, pg_port, broker_port, data_dir, settings };
+        let mut demo = Self { child, _turn: turn, http_port, pg_port, broker_port, data_dir, settings };
         let log = dir.join("demo.log");
         until("the demo is ready", || {
             if let Some(status) = demo.child.try_wait().unwrap() {
@@ -56,10 +62,14 @@ impl Demo {
 
     /// Until there is a generation with records, records beyond it, and quarantined ones.
     pub fn until_refreshed(&self) {
-        let sql = "SELECT (SELECT count(*) FROM batch.video_views) > 0 AND (SELECT count(*) FROM speed.video_views) > 0 \
-                   AND (SELECT count(*) FROM quarantine.video_views) > 0 AND (SELECT count(*) FROM speed.ad_performance) > 0 \
-                   AND (SELECT count(*) FROM system.refreshes WHERE state = 'done') > 0 AS there";
-        until("there is a generation", || self.sql(sql).contains("true"));
+        let fresh = "SELECT (SELECT count(*) FROM speed.video_views) > 0 AND (SELECT count(*) FROM speed.ad_performance) > 0 AS there";
+        let rejected = "SELECT count(*) > 0 AS there FROM quarantine.video_views";
+        let refreshed = "SELECT (SELECT count(*) FROM batch.video_views) > 0 \
+                         AND (SELECT count(*) FROM system.refreshes WHERE state = 'done') > 0 AS there";
+        until("records come", || self.sql(rejected).contains("true"));
+        self.sql("REFRESH MATERIALIZED VIEW video_views");
+        until("there is a generation", || self.sql(refreshed).contains("true"));
+        until("there is more than that", || self.sql(fresh).contains("true"));
     }
 
     /// The answer to a statement, as JSON.

@@ -77,10 +77,7 @@ impl ExecutionPlan for Portions {
         }
     }
 
-    fn with_new_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
+    fn with_new_children(self: Arc<Self>, children: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
         self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
     }
 
@@ -172,7 +169,8 @@ mod tests {
         let input = MemorySourceConfig::try_new_exec(&[batches.to_vec()], batches[0].schema(), None).unwrap();
         let portions = collect(Portions::of(input), Arc::default()).await.unwrap();
         let schema = batches[0].schema();
-        let joined = |batches: &[RecordBatch]| datafusion::arrow::compute::concat_batches(&schema, batches).unwrap();
+        let joined =
+            |batches: &[RecordBatch]| datafusion::arrow::compute::concat_batches(&schema, batches).unwrap();
         assert_eq!(joined(&portions), joined(&batches));
         assert!(portions.iter().all(|portion| portion.num_rows() <= ROWS_MAX));
         assert_eq!(portions[0].num_rows(), ROWS_AT_FIRST);

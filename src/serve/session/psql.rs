@@ -7,8 +7,8 @@
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    self, AccessExpr, BinaryOperator, Expr, FunctionArguments, GroupByExpr, SelectItem, SetExpr, Statement, TableFactor, Value,
-    Visit, VisitMut, Visitor, VisitorMut,
+    self, AccessExpr, BinaryOperator, Expr, FunctionArguments, GroupByExpr, SelectItem, SetExpr, Statement,
+    TableFactor, Value, Visit, VisitMut, Visitor, VisitorMut,
 };
 
 pub(super) fn without_unknowns(mut statement: Statement) -> Statement {
@@ -38,7 +38,8 @@ impl VisitorMut for Unknowns {
             }
             // The system table has names of functions, where the rewrites before have made an oid of `'array_in'::regproc`.
             Expr::BinaryOp { left, op: BinaryOperator::Eq, right }
-                if matches!(right.as_ref(), Expr::Subquery(_)) && last_word(left).as_deref() == Some("typinput") =>
+                if matches!(right.as_ref(), Expr::Subquery(_))
+                    && last_word(left).as_deref() == Some("typinput") =>
             {
                 **right = Expr::Value(Value::SingleQuotedString("array_in".to_owned()).with_empty_span());
                 return ControlFlow::Continue(());
