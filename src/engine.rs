@@ -37,7 +37,7 @@ pub mod keys;
 pub mod merger;
 pub mod planner;
 mod quantile;
-mod reused;
+pub mod reused;
 mod split;
 pub mod state;
 mod ties;

@@ -22,7 +22,8 @@ pub enum FoldError {
 /// The states of `view` over `records`, one row a group.
 pub async fn states(engine: &Engine, view: &LambdaView, records: &RecordBatch) -> Result<RecordBatch, FoldError> {
     let failed = |source| FoldError::Compute { view: view.name().to_owned(), source };
-    let batches = view.states(engine, records).await?;
+    let plan = view.micro_batch_plan(engine, records.schema()).await?;
+    let batches = plan.run(engine, records).await.map_err(failed)?;
     concat_batches(&view.state_schema(), &batches).map_err(|error| failed(error.into()))
 }
 

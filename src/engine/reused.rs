@@ -32,7 +32,7 @@ pub(super) struct Vacant {
 
 /// A plan that reads [`Vacant`].
 #[derive(Debug)]
-pub(super) struct Reused {
+pub struct Reused {
     columns: SchemaRef,
     plan: Arc<dyn ExecutionPlan>,
 }
@@ -53,7 +53,7 @@ impl Reused {
     ///
     /// # Errors
     /// What DataFusion says of its execution.
-    pub(super) async fn run(&self, engine: &Engine, rows: &RecordBatch) -> Result<Vec<RecordBatch>> {
+    pub async fn run(&self, engine: &Engine, rows: &RecordBatch) -> Result<Vec<RecordBatch>> {
         let fresh = Arc::clone(&self.plan).transform_up(|node| match node.downcast_ref::<Seat>() {
             Some(seat) => {
                 let (rows, columns) = ([vec![rows.clone()]], Arc::clone(&self.columns));

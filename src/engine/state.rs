@@ -288,24 +288,19 @@ impl LambdaView {
         self.aggregated(input, self.aggregate.group_expr.clone(), states).and_then(|plan| self.as_states(plan))
     }
 
-    /// The states of a micro-batch, one row for each group key in each batch.
+    /// As [`Self::state_plan`], for micro-batches with these columns: optimised once.
     ///
     /// # Errors
-    /// As [`Self::state_plan`], and what DataFusion says of its execution.
-    pub async fn states(&self, engine: &Engine, records: &RecordBatch) -> Result<Vec<RecordBatch>, ViewError> {
-        let failed = |source| ViewError::plan(&self.name, source);
-        let columns = records.schema();
-        let known = self.reused.lock().clone().filter(|known| *known.columns() == columns);
-        let plan = match known {
-            Some(known) => known,
-            None => {
-                let plan = self.state_plan(Arc::new(Vacant { columns: Arc::clone(&columns) }))?;
-                let plan = Arc::new(Reused::new(engine, columns, plan).await.map_err(failed)?);
-                *self.reused.lock() = Some(Arc::clone(&plan));
-                plan
-            }
-        };
-        plan.run(engine, records).await.map_err(failed)
+    /// As [`Self::state_plan`], and what DataFusion says when it optimises.
+    pub async fn micro_batch_plan(&self, engine: &Engine, columns: SchemaRef) -> Result<Arc<Reused>, ViewError> {
+        if let Some(known) = self.reused.lock().clone().filter(|known| *known.columns() == columns) {
+            return Ok(known);
+        }
+        let plan = self.state_plan(Arc::new(Vacant { columns: Arc::clone(&columns) }))?;
+        let plan = Reused::new(engine, columns, plan).await;
+        let plan = Arc::new(plan.map_err(|source| ViewError::plan(&self.name, source))?);
+        *self.reused.lock() = Some(Arc::clone(&plan));
+        Ok(plan)
     }
 
     /// States to states, one row for each group key.

@@ -1,4 +1,4 @@
-"""read_tools.py PG_PORT: SQLAlchemy and pandas find the tables and read them; psycopg's COPY loads one.
+"""read_tools.py PG_PORT: SQLAlchemy, pandas and pgcli find the tables and read them; psycopg's COPY loads one.
 
 Exits with 1 and says which comparisons failed.
 """
@@ -9,6 +9,7 @@ import sys
 import pandas
 import psycopg
 import sqlalchemy
+from pgcli.pgexecute import PGExecute
 
 COUNTS = "SELECT video_id, total_views FROM video_views ORDER BY video_id"
 INSTANT = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
@@ -61,6 +62,19 @@ def by_pandas(engine, counts, comparisons):
     comparisons.same("read_sql_table", len(pandas.read_sql_table("exclusions", engine)), 0)
 
 
+def by_pgcli(port, comparisons):
+    """What it completes names from; that of functions it does not get."""
+    same = comparisons.same
+    asked = PGExecute(database="viewledger", user="analyst", password="", host="127.0.0.1", port=port, dsn=None)
+    same("pgcli's schemas", {"public", "raw", "system"} <= set(asked.schemata()), True)
+    same("pgcli's tables", {("public", "video_views"), ("raw", "video_views")} <= set(asked.tables()), True)
+    same("pgcli's views", ("public", "top_videos") in asked.views(), True)
+    columns = [column[2] for column in asked.table_columns() if column[:2] == ("public", "exclusions")]
+    same("pgcli's columns", columns, ["event_id", "reason", "recorded_at"])
+    same("pgcli's databases", "viewledger" in asked.databases(), True)
+    same("pgcli's keys", list(asked.foreignkeys()), [])
+
+
 def by_psycopg(port, comparisons):
     same = comparisons.same
     where = f"host=127.0.0.1 port={port} user=billing dbname=viewledger"
@@ -92,10 +106,11 @@ def main(port):
     counts = by_sqlalchemy(engine, comparisons)
     by_pandas(engine, counts, comparisons)
     engine.dispose()
+    by_pgcli(port, comparisons)
     by_psycopg(port, comparisons)
     for fault in comparisons.faults:
         print(fault)
-    print(f"SQLAlchemy, pandas, psycopg: {comparisons.made} comparisons, {len(comparisons.faults)} faults")
+    print(f"SQLAlchemy, pandas, pgcli, psycopg: {comparisons.made} comparisons, {len(comparisons.faults)} faults")
     return 1 if comparisons.faults else 0
 
 

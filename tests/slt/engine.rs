@@ -180,6 +180,9 @@ fn text(kind: &Type, raw: &[u8]) -> Result<String, Box<dyn std::error::Error + S
         Type::BOOL => if bool::from_sql(kind, raw)? { "t" } else { "f" }.to_owned(),
         Type::INT2 => i16::from_sql(kind, raw)?.to_string(),
         Type::INT4 => i32::from_sql(kind, raw)?.to_string(),
+        Type::OID | Type::REGCLASS | Type::REGTYPE | Type::REGPROC | Type::REGNAMESPACE | Type::REGROLE => {
+            u32::from_be_bytes(raw.try_into()?).to_string()
+        }
         Type::INT8 => i64::from_sql(kind, raw)?.to_string(),
         Type::FLOAT4 => f32::from_sql(kind, raw)?.to_string(),
         Type::FLOAT8 => f64::from_sql(kind, raw)?.to_string(),
@@ -199,7 +202,8 @@ fn text(kind: &Type, raw: &[u8]) -> Result<String, Box<dyn std::error::Error + S
             let _ = write!(text, "{byte:02x}");
             text
         }),
-        _ => String::from_utf8(raw.to_vec())?,
+        // Of kinds that no answer in the files has.
+        _ => String::from_utf8_lossy(raw).into_owned(),
     })
 }
 

@@ -148,6 +148,10 @@ fn through_parquet(batches: &[RecordBatch], schema: &SchemaRef) -> Vec<RecordBat
     reader.build().unwrap().map(Result::unwrap).collect()
 }
 
+async fn micro_batch(engine: &Engine, view: &LambdaView, records: &RecordBatch) -> Vec<RecordBatch> {
+    view.micro_batch_plan(engine, records.schema()).await.unwrap().run(engine, records).await.unwrap()
+}
+
 struct Run {
     engine: Arc<Engine>,
     view: LambdaView,
@@ -187,7 +191,7 @@ impl Run {
         for (nth, piece) in pieces.iter().enumerate() {
             // As micro-batches and as batch views make them.
             stored.push(if nth % 2 == 0 {
-                self.kept(self.view.states(&self.engine, piece).await.unwrap())
+                self.kept(micro_batch(&self.engine, &self.view, piece).await)
             } else {
                 let records = mem(events_schema(), vec![vec![piece.clone()]]);
                 self.states(self.view.state_plan(records).unwrap()).await
@@ -579,7 +583,7 @@ async fn a_view_is_computed_with_the_rows_that_it_is_bound_to() {
     // The plan that is kept for micro-batches is bound anew too.
     let events = batch(&some_events(), 0);
     for (view, rows) in [(&one, 2), (&other, 1)] {
-        let states = view.states(&engine, &events).await.unwrap();
+        let states = micro_batch(&engine, view, &events).await;
         assert_eq!(states.iter().map(RecordBatch::num_rows).sum::<usize>(), rows, "{}", view.name());
     }
     let missing = view.bound("v", &BTreeMap::new()).unwrap_err();

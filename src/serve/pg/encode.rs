@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow_pg::datatypes::field_into_pg_type;
+use arrow_pg::datatypes::{PG_OID_ALIAS_KEY, field_into_pg_type};
 use arrow_pg::encoder::encode_value;
 use datafusion::arrow::array::{Array, ArrayRef, RecordBatch, StringBuilder};
 use datafusion::arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
@@ -71,6 +71,11 @@ fn info(field: &FieldRef, format: FieldFormat) -> PgWireResult<FieldInfo> {
 fn wire_type(field: &FieldRef, format: FieldFormat) -> PgWireResult<Type> {
     match shape(field.data_type(), format) {
         Shape::AsIs if field.data_type() == &DataType::Null => Ok(Type::TEXT),
+        // Columns of the catalog say which of PostgreSQL's numbers of objects they are. A cast takes the number and leaves
+        // what was said of it, and where there are names in the place of numbers it is not true.
+        Shape::AsIs if field.data_type() != &DataType::Int32 && field.metadata().contains_key(PG_OID_ALIAS_KEY) => {
+            field_into_pg_type(&Arc::new(Field::new(field.name(), field.data_type().clone(), true)))
+        }
         Shape::AsIs => field_into_pg_type(field),
         Shape::Cast(target) => field_into_pg_type(&Arc::new(Field::new(field.name(), target, true))),
         Shape::Digits => Ok(Type::NUMERIC),
@@ -148,8 +153,12 @@ impl RowEncoder {
         let columns: Vec<ArrayRef> = batch
             .columns()
             .iter()
-            .zip(&self.shapes)
-            .map(|(column, shape)| shaped(column, shape))
+            .zip(self.shapes.iter().zip(&self.fields))
+            .map(|(column, (shape, field))| match shape {
+                // The engine does not always keep its own promise about types.
+                Shape::AsIs if column.data_type() != field.data_type() => checked_cast(column, field.data_type()),
+                shape => shaped(column, shape),
+            })
             .collect::<Result<_, _>>()?;
         let mut encoder = DataRowEncoder::new(Arc::clone(&self.infos));
         let mut rows = Vec::with_capacity(batch.num_rows());

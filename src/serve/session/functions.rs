@@ -91,6 +91,7 @@ pub fn register_fixed(context: &SessionContext) {
         register(Function::flag(name, |_| Ok(Some(true))));
     }
     for name in [
+        "age",
         "pg_table_size",
         "pg_indexes_size",
         "pg_database_size",

@@ -23,6 +23,10 @@ impl VisitorMut for Unknowns {
 
     fn pre_visit_query(&mut self, query: &mut ast::Query) -> ControlFlow<()> {
         if let SetExpr::Select(select) = query.body.as_mut() {
+            if splits_search_path(select) {
+                select.from.clear();
+                select.projection = vec![SelectItem::UnnamedExpr(call("current_schema", []))];
+            }
             name_columns(&mut select.projection);
         }
         ControlFlow::Continue(())
@@ -34,6 +38,17 @@ impl VisitorMut for Unknowns {
                 if let Some(unkept) = unkept(words) {
                     *expr = unkept;
                 }
+                return ControlFlow::Continue(());
+            }
+            Expr::BinaryOp { left, op: BinaryOperator::Eq, right } if is_oid_of_name(left, right) => {
+                rename(left, "proname");
+                return ControlFlow::Continue(());
+            }
+            Expr::BinaryOp { left, op: BinaryOperator::Eq | BinaryOperator::NotEq, right }
+                if last_word(left).is_some_and(|word| is_flag(&word)) && truth_of(right).is_some() =>
+            {
+                let truth = truth_of(right).unwrap_or_default();
+                **right = Expr::Value(Value::Boolean(truth).with_empty_span());
                 return ControlFlow::Continue(());
             }
             // The system table has names of functions, where the rewrites before have made an oid of `'array_in'::regproc`.
@@ -84,8 +99,10 @@ impl VisitorMut for Unknowns {
             "array_to_string" => mentions_unknown(&function.args),
             _ => false,
         };
-        if unknown {
+        if unknown || name == "col_description" {
             *expr = null_text();
+        } else if name == "pg_postmaster_start_time" {
+            *expr = null_of(ast::DataType::Timestamp(None, ast::TimezoneInfo::WithTimeZone));
         } else if name == "_pg_expandarray" {
             *expr = null_of(ast::DataType::Integer(None));
         } else if matches!(name.as_str(), "unnest" | "generate_subscripts") && mentions(&function.args, of_keys) {
@@ -115,13 +132,58 @@ fn unkept(words: &[ast::Ident]) -> Option<Expr> {
             Box::new(ast::DataType::Text),
             None,
         )))),
-        "tableoid" => Some(null_of(ast::DataType::Integer(None))),
+        "tableoid" | "xmin" => Some(null_of(ast::DataType::Integer(None))),
         // As it was called until PostgreSQL 16.
         "colliculocale" => {
             let mut words = words.to_vec();
             words.last_mut()?.value = "colllocale".to_owned();
             Some(Expr::CompoundIdentifier(words))
         }
+        _ => None,
+    }
+}
+
+/// Grafana's way to the schemas of the search path, which takes it apart with functions in FROM.
+fn splits_search_path(select: &ast::Select) -> bool {
+    select.from.iter().any(|from| match &from.relation {
+        TableFactor::Table { name, args: Some(_), .. } => {
+            name.0.last().and_then(|part| part.as_ident()).is_some_and(|name| name.value == "string_to_array")
+        }
+        _ => false,
+    })
+}
+
+/// `pg_proc.oid = pg_type.typreceive`, which has the name of the function here.
+fn is_oid_of_name(left: &Expr, right: &Expr) -> bool {
+    let of_type = ["typinput", "typoutput", "typreceive", "typsend"];
+    last_word(left).as_deref() == Some("oid")
+        && last_word(right).is_some_and(|word| of_type.contains(&word.as_str()))
+}
+
+fn rename(column: &mut Expr, name: &str) {
+    match column {
+        Expr::Identifier(word) => name.clone_into(&mut word.value),
+        Expr::CompoundIdentifier(words) => {
+            if let Some(word) = words.last_mut() {
+                name.clone_into(&mut word.value);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn is_flag(word: &str) -> bool {
+    ["indis", "attis", "atthas", "relhas", "relis", "datis"].iter().any(|begin| word.starts_with(begin))
+}
+
+/// A flag as a text, which the engine does not compare with one.
+fn truth_of(expr: &Expr) -> Option<bool> {
+    match expr {
+        Expr::Value(value) => match &value.value {
+            Value::SingleQuotedString(text) if text == "t" || text == "true" => Some(true),
+            Value::SingleQuotedString(text) if text == "f" || text == "false" => Some(false),
+            _ => None,
+        },
         _ => None,
     }
 }

@@ -516,7 +516,8 @@ fn names_catalog(token: &TokenWithSpan) -> bool {
         || name.starts_with("has_")
         || matches!(
             name.as_str(),
-            "regclass"
+            "information_schema"
+                | "regclass"
                 | "regtype"
                 | "regproc"
                 | "regnamespace"

@@ -3,6 +3,7 @@
 //! Its tables are made by datafusion-pg-catalog from the names in a catalog. One instance serves all
 //! sessions, so that the object ids that a client asks for and then asks about stay the same.
 
+mod information;
 mod own;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use datafusion_pg_catalog::pg_catalog::context::{PgCatalogContextProvider, Role}
 use datafusion_pg_catalog::setup_pg_catalog;
 use parking_lot::RwLock;
 
+use self::information::{INFORMATION_SCHEMA, InformationSchema};
 use super::functions;
 use super::policy::{Named, Rights};
 use super::settings::Settings;
@@ -45,7 +47,7 @@ impl System {
             pg_catalog: OnceLock::new(),
         });
         let own: SessionState = database.session().state_ref().read().clone();
-        let mut config = own.config().clone().with_information_schema(true);
+        let mut config = own.config().clone().with_information_schema(false);
         let options = config.options_mut();
         DATABASE.clone_into(&mut options.catalog.default_catalog);
         "public".clone_into(&mut options.catalog.default_schema);
@@ -75,7 +77,8 @@ impl System {
         *self.live.latest.write() = Some(Arc::downgrade(pinned));
         let log = self.live.log.clone();
         let pg_catalog = self.pg_catalog().map(|tables| own::with_settings(tables, settings));
-        let whole = PinnedCatalog { pinned: Arc::clone(pinned), pg_catalog, log };
+        let database = Arc::clone(&self.live.database);
+        let whole = PinnedCatalog { pinned: Arc::clone(pinned), pg_catalog, log, database };
         let (whole, named) = rights.watch(Arc::new(whole));
         (Arc::new(Catalogs(whole)), named)
     }
@@ -103,12 +106,13 @@ impl CatalogProviderList for Catalogs {
     }
 }
 
-/// One snapshot's schemas and `pg_catalog`.
-#[derive(Debug)]
+/// One snapshot's schemas, `pg_catalog` and `information_schema`.
+#[derive(Debug, Clone)]
 struct PinnedCatalog {
     pinned: Arc<dyn CatalogProvider>,
     pg_catalog: Option<Arc<dyn SchemaProvider>>,
     log: Option<Arc<AccessLog>>,
+    database: Arc<dyn Database>,
 }
 
 impl CatalogProvider for PinnedCatalog {
@@ -119,6 +123,10 @@ impl CatalogProvider for PinnedCatalog {
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
         match name {
             PG_CATALOG => self.pg_catalog.clone(),
+            INFORMATION_SCHEMA => {
+                let catalog = Arc::new(self.clone());
+                Some(Arc::new(InformationSchema { catalog, database: Arc::clone(&self.database) }))
+            }
             AUDIT => audit(self.pinned.schema(name), self.log.as_ref()),
             _ => self.pinned.schema(name),
         }
@@ -177,7 +185,7 @@ impl CatalogProvider for LiveCatalog {
 }
 
 fn with_system(mut names: Vec<String>, logs: bool) -> Vec<String> {
-    names.retain(|name| name != PG_CATALOG && name != "information_schema");
+    names.retain(|name| name != PG_CATALOG && name != INFORMATION_SCHEMA);
     if logs && !names.iter().any(|name| name == AUDIT) {
         names.push(AUDIT.to_owned());
     }

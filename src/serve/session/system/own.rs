@@ -1,4 +1,5 @@
-//! `pg_settings` with the settings of the session that asks, beside the system tables that are the same for everybody.
+//! `pg_settings` with the settings of the session that asks, and `pg_locks`, which is empty, beside the system tables that are
+//! the same for everybody.
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use datafusion::error::Result;
 use crate::serve::session::settings::Settings;
 
 const PG_SETTINGS: &str = "pg_settings";
+const PG_LOCKS: &str = "pg_locks";
 /// What PostgreSQL was compiled with, and drivers ask for.
 const COMPILED: &[(&str, &str)] = &[("block_size", "8192"), ("max_function_args", "100"), ("max_index_keys", "32")];
 
@@ -64,6 +66,16 @@ impl WithSettings {
     }
 }
 
+/// Readers hold none, and who changes tables waits for nobody.
+fn pg_locks() -> Result<Arc<dyn TableProvider>> {
+    let texts = ["locktype", "mode", "virtualtransaction", "virtualxid"].map(|name| (name, DataType::Utf8));
+    let numbers = ["database", "relation", "pid"].map(|name| (name, DataType::Int32));
+    let others = [("transactionid", DataType::Int64), ("granted", DataType::Boolean)];
+    let fields = texts.into_iter().chain(numbers).chain(others);
+    let fields: Vec<Field> = fields.map(|(name, data_type)| Field::new(name, data_type, true)).collect();
+    Ok(Arc::new(MemTable::try_new(Arc::new(Schema::new(fields)), vec![vec![]])?))
+}
+
 #[async_trait]
 impl SchemaProvider for WithSettings {
     fn table_names(&self) -> Vec<String> {
@@ -71,14 +83,21 @@ impl SchemaProvider for WithSettings {
     }
 
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
-        if name == PG_SETTINGS { self.pg_settings().map(Some) } else { self.tables.table(name).await }
+        match name {
+            PG_SETTINGS => self.pg_settings().map(Some),
+            PG_LOCKS => pg_locks().map(Some),
+            _ => self.tables.table(name).await,
+        }
     }
 
     async fn table_type(&self, name: &str) -> Result<Option<TableType>> {
+        if name == PG_LOCKS {
+            return Ok(Some(TableType::View));
+        }
         self.tables.table_type(name).await
     }
 
     fn table_exist(&self, name: &str) -> bool {
-        self.tables.table_exist(name)
+        name == PG_LOCKS || self.tables.table_exist(name)
     }
 }
