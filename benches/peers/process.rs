@@ -49,7 +49,12 @@ pub struct Server {
 }
 
 impl Server {
+    /// With the shipped definitions.
     pub fn start(brokers: &str, data_dir: &Path) -> Result<Self> {
+        Self::start_with(brokers, data_dir, &sql_dir())
+    }
+
+    pub fn start_with(brokers: &str, data_dir: &Path, sql: &Path) -> Result<Self> {
         let pg_port = free_port()?;
         let log = std::fs::File::create(data_dir.with_extension("log"))?;
         let child = Command::new(program())
@@ -57,7 +62,7 @@ impl Server {
             .arg("--data-dir")
             .arg(data_dir)
             .arg("--sql-dir")
-            .arg(sql_dir())
+            .arg(sql)
             .args([
                 "--pg-port",
                 &pg_port.to_string(),

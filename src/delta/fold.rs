@@ -1,10 +1,7 @@
 //! Micro-batches into partial states, by the same plans that batch views are made with.
 
-use std::sync::Arc;
-
 use datafusion::arrow::compute::concat_batches;
 use datafusion::arrow::record_batch::RecordBatch;
-use datafusion::catalog::MemTable;
 use datafusion::error::DataFusionError;
 
 use super::Combine;
@@ -23,7 +20,7 @@ pub enum FoldError {
 pub async fn states(engine: &Engine, view: &LambdaView, records: &RecordBatch) -> Result<RecordBatch, FoldError> {
     let failed = |source| FoldError::Compute { view: view.name().to_owned(), source };
     let plan = view.micro_batch_plan(engine, records.schema()).await?;
-    let batches = plan.run(engine, records).await.map_err(failed)?;
+    let batches = plan.run(vec![records.clone()]).await.map_err(failed)?;
     concat_batches(&view.state_schema(), &batches).map_err(|error| failed(error.into()))
 }
 
@@ -31,8 +28,6 @@ pub async fn states(engine: &Engine, view: &LambdaView, records: &RecordBatch) -
 pub async fn combined(engine: &Engine, view: &LambdaView, combine: &Combine) -> Result<RecordBatch, FoldError> {
     let failed = |source| FoldError::Compute { view: view.name().to_owned(), source };
     let runs = combine.runs.iter().map(|run| run.states.as_ref().clone()).collect();
-    let table = MemTable::try_new(view.state_schema(), vec![runs]).map_err(failed)?;
-    let plan = view.combine_plan(Arc::new(table))?;
-    let batches = engine.collect(plan, 1).await.map_err(failed)?;
+    let batches = view.runs_plan(engine).await?.run(runs).await.map_err(failed)?;
     concat_batches(&view.state_schema(), &batches).map_err(|error| failed(error.into()))
 }

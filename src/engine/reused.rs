@@ -1,5 +1,5 @@
-//! Plans that are optimised once and run on other rows each time: a micro-batch is small, and to plan for it anew costs more
-//! than to compute it.
+//! Plans that are optimised once and run on other rows each time: a micro-batch, or the runs of a delta, are small, and to
+//! plan for them anew costs more than to compute them.
 //!
 //! The one source of such a plan is [`Vacant`] until it runs. Each run is made of fresh nodes, by DataFusion's own way to run
 //! a recursive query's plan again ([`ExecutionPlan::reset_state`]), so that no run sees another's state.
@@ -35,13 +35,15 @@ pub(super) struct Vacant {
 pub struct Reused {
     columns: SchemaRef,
     plan: Arc<dyn ExecutionPlan>,
+    context: Arc<TaskContext>,
 }
 
 impl Reused {
     /// Optimises `plan`, which reads one [`Vacant`] with these columns, for one thread.
     pub(super) async fn new(engine: &Engine, columns: SchemaRef, plan: LogicalPlan) -> Result<Self> {
-        let plan = engine.session_with_threads(1).state().create_physical_plan(&plan).await?;
-        Ok(Self { columns, plan })
+        let session = engine.session_with_threads(1);
+        let plan = session.state().create_physical_plan(&plan).await?;
+        Ok(Self { columns, plan, context: session.task_ctx() })
     }
 
     /// The columns that rows must have.
@@ -49,20 +51,21 @@ impl Reused {
         &self.columns
     }
 
-    /// Runs the plan on `rows`, and keeps all of its answer in memory.
+    /// Runs the plan on `rows`, in their order, and keeps all of its answer in memory.
     ///
     /// # Errors
     /// What DataFusion says of its execution.
-    pub async fn run(&self, engine: &Engine, rows: &RecordBatch) -> Result<Vec<RecordBatch>> {
+    pub async fn run(&self, rows: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
+        let rows = [rows];
         let fresh = Arc::clone(&self.plan).transform_up(|node| match node.downcast_ref::<Seat>() {
             Some(seat) => {
-                let (rows, columns) = ([vec![rows.clone()]], Arc::clone(&self.columns));
+                let columns = Arc::clone(&self.columns);
                 let filled = MemorySourceConfig::try_new_exec(&rows, columns, seat.projection.clone())?;
                 Ok(Transformed::yes(filled as Arc<dyn ExecutionPlan>))
             }
             None => Ok(Transformed::yes(node.reset_state()?)),
         })?;
-        collect(fresh.data, engine.session().task_ctx()).await
+        collect(fresh.data, Arc::clone(&self.context)).await
     }
 }
 

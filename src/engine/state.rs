@@ -162,8 +162,14 @@ pub struct LambdaView {
     inners: Vec<Arc<Inner>>,
     state_schema: SchemaRef,
     final_schema: SchemaRef,
-    /// The state plan for micro-batches, once one has come.
-    reused: Arc<Mutex<Option<Arc<Reused>>>>,
+    reused: Arc<Plans>,
+}
+
+/// Plans of one view that run again and again, each from when it is first needed.
+#[derive(Debug, Default)]
+struct Plans {
+    of_records: Mutex<Option<Arc<Reused>>>,
+    of_states: Mutex<Option<Arc<Reused>>>,
 }
 
 impl LambdaView {
@@ -293,13 +299,31 @@ impl LambdaView {
     /// # Errors
     /// As [`Self::state_plan`], and what DataFusion says when it optimises.
     pub async fn micro_batch_plan(&self, engine: &Engine, columns: SchemaRef) -> Result<Arc<Reused>, ViewError> {
-        if let Some(known) = self.reused.lock().clone().filter(|known| *known.columns() == columns) {
+        self.once(engine, &self.reused.of_records, columns, |records| self.state_plan(records)).await
+    }
+
+    /// As [`Self::combine_plan`], for runs of the delta: optimised once.
+    ///
+    /// # Errors
+    /// What DataFusion says when it optimises.
+    pub async fn runs_plan(&self, engine: &Engine) -> Result<Arc<Reused>, ViewError> {
+        self.once(engine, &self.reused.of_states, self.state_schema(), |states| self.combine_plan(states)).await
+    }
+
+    async fn once(
+        &self,
+        engine: &Engine,
+        kept: &Mutex<Option<Arc<Reused>>>,
+        columns: SchemaRef,
+        plan: impl FnOnce(Arc<dyn TableProvider>) -> Result<LogicalPlan, ViewError>,
+    ) -> Result<Arc<Reused>, ViewError> {
+        if let Some(known) = kept.lock().clone().filter(|known| *known.columns() == columns) {
             return Ok(known);
         }
-        let plan = self.state_plan(Arc::new(Vacant { columns: Arc::clone(&columns) }))?;
+        let plan = plan(Arc::new(Vacant { columns: Arc::clone(&columns) }))?;
         let plan = Reused::new(engine, columns, plan).await;
         let plan = Arc::new(plan.map_err(|source| ViewError::plan(&self.name, source))?);
-        *self.reused.lock() = Some(Arc::clone(&plan));
+        *kept.lock() = Some(Arc::clone(&plan));
         Ok(plan)
     }
 

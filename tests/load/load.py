@@ -1,7 +1,8 @@
-"""load.py --http PORT --pg PORT [--connections N] [--seconds S] [--videos N]: many clients at once, as plan.jmx has them.
+"""load.py --http PORT --pg PORT [--connections N] [--seconds S] [--pause S] [--videos N]: many users at once, as plan.jmx has them.
 
 Half of the connections speak HTTP, half Postgres wire. Each asks one question after the other: of ten, nine are for one video
-by its key and one is what a dashboard shows. Prints a line for each kind: answers, errors, requests a second, p50, p99, worst.
+by its key and one is what a dashboard shows. Between two, a user looks at the answer for --pause seconds, give or take all of it; with
+0 the clients ask as fast as they are answered. Prints a line for each kind: answers, errors, requests a second, p50, p99, worst.
 Needs asyncpg. Exits with 1 when there was an error.
 """
 
@@ -61,9 +62,16 @@ async def get(reader, writer, path):
         raise ValueError(f"HTTP status {status}")
 
 
+async def paused(arguments, until, pick):
+    """Whether there is time for another question, after the pause."""
+    if arguments.pause:
+        await asyncio.sleep(pick.random() * 2 * arguments.pause)
+    return time.perf_counter() < until
+
+
 async def by_http(arguments, told, until, pick):
     reader, writer = await asyncio.open_connection("127.0.0.1", arguments.http, limit=1 << 20)
-    while time.perf_counter() < until:
+    while await paused(arguments, until, pick):
         if pick.random() < 0.1:
             good = await told["http dashboard"].time(get(reader, writer, "/videos?limit=10"))
         else:
@@ -77,7 +85,7 @@ async def by_http(arguments, told, until, pick):
 async def by_postgres(arguments, told, until, pick):
     connection = await asyncpg.connect(host="127.0.0.1", port=arguments.pg, user="analyst", database="viewledger", timeout=60)
     by_key, dashboard = await connection.prepare(BY_KEY), await connection.prepare(DASHBOARD)
-    while time.perf_counter() < until:
+    while await paused(arguments, until, pick):
         if pick.random() < 0.1:
             await told["pg dashboard"].time(dashboard.fetch())
         else:
@@ -110,6 +118,7 @@ if __name__ == "__main__":
     parser.add_argument("--pg", type=int, required=True)
     parser.add_argument("--connections", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--pause", type=float, default=1)
     parser.add_argument("--videos", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
     sys.exit(asyncio.run(main(parser.parse_args())))

@@ -149,7 +149,7 @@ fn through_parquet(batches: &[RecordBatch], schema: &SchemaRef) -> Vec<RecordBat
 }
 
 async fn micro_batch(engine: &Engine, view: &LambdaView, records: &RecordBatch) -> Vec<RecordBatch> {
-    view.micro_batch_plan(engine, records.schema()).await.unwrap().run(engine, records).await.unwrap()
+    view.micro_batch_plan(engine, records.schema()).await.unwrap().run(vec![records.clone()]).await.unwrap()
 }
 
 struct Run {
@@ -205,8 +205,13 @@ impl Run {
             let from = from % stored.len();
             let to = (from + 2 + count % 2).min(stored.len());
             let taken: Vec<_> = stored.drain(from..to).collect();
-            let plan = self.view.combine_plan(mem(Arc::clone(&schema), taken)).unwrap();
-            let combined = self.states(plan).await;
+            let combined = if count % 2 == 0 {
+                let plan = self.view.runs_plan(&self.engine).await.unwrap();
+                self.kept(plan.run(taken.concat()).await.unwrap())
+            } else {
+                let plan = self.view.combine_plan(mem(Arc::clone(&schema), taken)).unwrap();
+                self.states(plan).await
+            };
             stored.insert(from.min(stored.len()), combined);
         }
         let merged = self.collect(self.view.merge_plan(mem(Arc::clone(&schema), stored.clone())).unwrap()).await;
