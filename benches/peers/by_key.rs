@@ -11,7 +11,8 @@ use anyhow::{Context, Result, ensure};
 use tokio_postgres::{Client, NoTls};
 use viewledger::runtime::Shutdown;
 
-use crate::process::{Server, broker, free_port, median, program, setting, work_dir};
+use crate::ingest::{STREAM, VIEWS};
+use crate::process::{Server, broker, free_port, median, program, setting, sql_of, work_dir};
 use crate::records::sql_dir;
 
 /// Of both tables, and what the lookup gives.
@@ -34,7 +35,8 @@ async fn measure() -> Result<()> {
     let profile = profile(&dir, videos)?;
     let shutdown = Shutdown::default();
     let broker = broker(dir.join("broker"), &shutdown).await?;
-    let mut server = Server::start(&broker.bootstrap(), &dir.join("data"))?;
+    let sql = sql_of(STREAM, &VIEWS.map(|(view, _)| view))?;
+    let mut server = Server::start_with(&broker.bootstrap(), &dir.join("data"), &sql)?;
     let client = server.connect().await?;
     let made = generate(&broker.bootstrap(), &profile).args(["--events", &events.to_string()]).status()?;
     ensure!(made.success(), "the events cannot be made");

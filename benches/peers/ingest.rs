@@ -1,6 +1,5 @@
 //! Ingest of a pre-filled topic, to archived and queryable, beside a bare rdkafka consumer of the same topic.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -14,11 +13,11 @@ use viewledger::kafka::consumer::client_config;
 use viewledger::runtime::Shutdown;
 
 use crate::TOPIC;
-use crate::process::{Server, broker, median, setting, work_dir};
-use crate::records::{PARTITIONS, profile, sql_dir};
+use crate::process::{Server, broker, median, setting, sql_of, work_dir};
+use crate::records::{PARTITIONS, profile};
 
-const STREAM: &str = "video_views";
-const VIEWS: [(&str, &str); 4] = [
+pub const STREAM: &str = "video_views";
+pub const VIEWS: [(&str, &str); 4] = [
     ("video_views", "total_views"),
     ("video_views_hourly", "total_views"),
     ("country_device_daily", "total_views"),
@@ -122,26 +121,13 @@ struct Served {
     threads: String,
 }
 
-/// The stream and [`VIEWS`], of those that are shipped.
-fn four_views() -> Result<PathBuf> {
-    let dir = work_dir("ingest-sql");
-    let _ = std::fs::remove_dir_all(&dir);
-    let streams = [format!("streams/{STREAM}.sql")];
-    for file in VIEWS.map(|(view, _)| format!("views/{view}.sql")).into_iter().chain(streams) {
-        let copy = dir.join(&file);
-        std::fs::create_dir_all(copy.parent().context("a file of a folder")?)?;
-        std::fs::copy(sql_dir().join(&file), &copy).with_context(|| file.clone())?;
-    }
-    Ok(dir)
-}
-
 /// From the start of the process, on an empty data directory, until everything is archived and queryable.
 async fn served(brokers: &str, events: u64) -> Result<Served> {
     let data_dir = work_dir("ingest-data");
     let _ = std::fs::remove_dir_all(&data_dir);
     std::fs::create_dir_all(&data_dir)?;
     let began = Instant::now();
-    let mut server = Server::start_with(brokers, &data_dir, &four_views()?)?;
+    let mut server = Server::start_with(brokers, &data_dir, &sql_of(STREAM, &VIEWS.map(|(view, _)| view))?)?;
     let client = server.connect().await?;
     loop {
         let passed =

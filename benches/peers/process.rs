@@ -21,6 +21,19 @@ pub fn work_dir(name: &str) -> PathBuf {
     root.join(name)
 }
 
+/// A directory with one stream and some of its views, of those that are shipped.
+pub fn sql_of(stream: &str, views: &[&str]) -> Result<PathBuf> {
+    let dir = work_dir("sql");
+    let _ = std::fs::remove_dir_all(&dir);
+    let views = views.iter().map(|view| format!("views/{view}.sql"));
+    for file in views.chain([format!("streams/{stream}.sql")]) {
+        let copy = dir.join(&file);
+        std::fs::create_dir_all(copy.parent().context("a file of a folder")?)?;
+        std::fs::copy(sql_dir().join(&file), &copy).with_context(|| file.clone())?;
+    }
+    Ok(dir)
+}
+
 /// A number from the environment, else its default.
 pub fn setting<T: FromStr>(name: &str, default: T) -> T {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)

@@ -1,5 +1,5 @@
 -- One row is one video on one day (UTC, by the time of the view), and country, device and quality where these have rates of their own
--- (billing.scope_values): its views, and which of them are paid for. The digest names the very views that are.
+-- (billing.scope_values): its views, and how many of them are paid for.
 CREATE MATERIALIZED VIEW billable_views WITH (refresh_every = '1 hour', billable = 'true') AS
 SELECT v.video_id,
        CAST(v."timestamp" AS DATE)                                            AS day,
@@ -9,8 +9,7 @@ SELECT v.video_id,
        count(*)                                                               AS received,
        count(*) FILTER (WHERE v.revenue_eligible AND j.event_id IS NULL)      AS billable,
        count(*) FILTER (WHERE v.revenue_eligible AND j.event_id IS NOT NULL)  AS invalid,
-       count(*) FILTER (WHERE v.revenue_eligible IS NOT TRUE)                 AS ineligible,
-       multiset_digest(v.event_id) FILTER (WHERE v.revenue_eligible AND j.event_id IS NULL) AS digest
+       count(*) FILTER (WHERE v.revenue_eligible IS NOT TRUE)                 AS ineligible
 FROM   raw.video_views AS v
 LEFT   JOIN billing.scope_values AS c ON c.scope = 'country' AND c.scope_value = v.geo_location
 LEFT   JOIN billing.scope_values AS d ON d.scope = 'device'  AND d.scope_value = v.device_type
