@@ -102,11 +102,11 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![40 => step, 1 => prop::collection::vec(record(), 14..16).prop_map(Step::Drip)]
 }
 
-/// `PROPTEST_CASES` sets another number of cases. Seeds that failed are kept in `tests/lambda/property.seeds`, and are
+/// `SCHEDULE_CASES` sets another number of cases. Seeds that failed are kept in `tests/lambda/property.seeds`, and are
 /// run first.
 #[test]
 fn merged_views_are_their_queries_at_every_step_of_any_schedule() {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(2_000);
+    let cases = std::env::var("SCHEDULE_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(2_000);
     on_workers(|_| explore(cases / WORKERS));
 }
 
