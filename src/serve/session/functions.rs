@@ -9,6 +9,7 @@ use datafusion::arrow::array::{Array, ArrayRef, BooleanBuilder, Int32Builder, St
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::DataType;
 use datafusion::arrow::util::display::{ArrayFormatter, FormatOptions};
+use datafusion::common::utils::quote_identifier;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::FunctionRegistry;
 use datafusion::execution::SessionState;
@@ -203,7 +204,7 @@ fn formatted(form: &str, values: Row<'_>) -> Result<String> {
             Some('%') => made.push('%'),
             Some('s') => made.push_str(next()?.as_deref().unwrap_or_default()),
             Some('I') => match next()? {
-                Some(name) => made.push_str(&quoted_identifier(name)),
+                Some(name) => made.push_str(&quote_identifier(name)),
                 None => return Err(wrong("null values cannot be formatted as an SQL identifier".to_owned())),
             },
             Some('L') => match next()? {
@@ -217,12 +218,6 @@ fn formatted(form: &str, values: Row<'_>) -> Result<String> {
         }
     }
     Ok(made)
-}
-
-fn quoted_identifier(name: &str) -> String {
-    let plain = name.starts_with(|first: char| first.is_ascii_lowercase() || first == '_')
-        && name.chars().all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '_');
-    if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
 }
 
 fn external(error: QueryError) -> DataFusionError {

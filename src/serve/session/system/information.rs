@@ -184,9 +184,16 @@ impl SchemaProvider for InformationSchema {
 }
 
 impl InformationSchema {
-    fn schemas(&self) -> Vec<(String, Arc<dyn SchemaProvider>)> {
+    /// Every table of the snapshot, with its schema.
+    fn all(&self) -> Vec<(String, Arc<dyn SchemaProvider>, String)> {
         let names = self.catalog.schema_names().into_iter();
-        names.filter_map(|name| self.catalog.schema(&name).map(|schema| (name, schema))).collect()
+        let schemas = names.filter_map(|name| self.catalog.schema(&name).map(|schema| (name, schema)));
+        schemas
+            .flat_map(|(name, schema)| {
+                let tables = schema.table_names();
+                tables.into_iter().map(move |table| (name.clone(), Arc::clone(&schema), table))
+            })
+            .collect()
     }
 
     fn schemata(&self) -> Vec<Row> {
@@ -200,20 +207,18 @@ impl InformationSchema {
 
     async fn tables(&self) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
-        for (schema, provider) in self.schemas() {
-            for table in provider.table_names() {
-                let kind = match provider.table_type(&table).await? {
-                    Some(TableType::View) => "VIEW",
-                    Some(TableType::Temporary) => "LOCAL TEMPORARY",
-                    Some(TableType::Base) => "BASE TABLE",
-                    None => continue,
-                };
-                let mut row = of_table(&schema, &table);
-                row.push(("table_type", text(kind)));
-                row.push(("is_insertable_into", text("NO")));
-                row.push(("is_typed", text("NO")));
-                rows.push(row);
-            }
+        for (schema, provider, table) in self.all() {
+            let kind = match provider.table_type(&table).await? {
+                Some(TableType::View) => "VIEW",
+                Some(TableType::Temporary) => "LOCAL TEMPORARY",
+                Some(TableType::Base) => "BASE TABLE",
+                None => continue,
+            };
+            let mut row = of_table(&schema, &table);
+            row.push(("table_type", text(kind)));
+            row.push(("is_insertable_into", text("NO")));
+            row.push(("is_typed", text("NO")));
+            rows.push(row);
         }
         for (table, _) in TABLES {
             let mut row = of_table(INFORMATION_SCHEMA, table);
@@ -225,14 +230,12 @@ impl InformationSchema {
 
     async fn views(&self) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
-        for (schema, provider) in self.schemas() {
-            for table in provider.table_names() {
-                if provider.table_type(&table).await? == Some(TableType::View) {
-                    let mut row = of_table(&schema, &table);
-                    row.push(("check_option", text("NONE")));
-                    row.push(("is_updatable", text("NO")));
-                    rows.push(row);
-                }
+        for (schema, provider, table) in self.all() {
+            if provider.table_type(&table).await? == Some(TableType::View) {
+                let mut row = of_table(&schema, &table);
+                row.push(("check_option", text("NONE")));
+                row.push(("is_updatable", text("NO")));
+                rows.push(row);
             }
         }
         Ok(rows)
@@ -240,29 +243,21 @@ impl InformationSchema {
 
     async fn columns(&self) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
-        for (schema, provider) in self.schemas() {
-            for table in provider.table_names() {
-                let Some(found) = provider.table(&table).await? else { continue };
-                for (field, position) in found.schema().fields().iter().zip(1..) {
-                    rows.push(column(&schema, &table, field, position));
-                }
-            }
+        for (schema, provider, table) in self.all() {
+            let Some(found) = provider.table(&table).await? else { continue };
+            let fields = found.schema();
+            rows.extend(fields.fields().iter().zip(1..).map(|(field, at)| column(&schema, &table, field, at)));
         }
         Ok(rows)
     }
 
     /// The primary keys.
     fn keys(&self) -> Vec<Key> {
-        let mut keys = Vec::new();
-        for (schema, provider) in self.schemas() {
-            for table in provider.table_names() {
-                let columns = self.database.primary_key(&schema, &table);
-                if !columns.is_empty() {
-                    keys.push(Key { schema: schema.clone(), table, columns });
-                }
-            }
-        }
-        keys
+        let key = |(schema, _, table): (String, _, String)| {
+            let columns = self.database.primary_key(&schema, &table);
+            (!columns.is_empty()).then_some(Key { schema, table, columns })
+        };
+        self.all().into_iter().filter_map(key).collect()
     }
 }
 
