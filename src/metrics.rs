@@ -174,6 +174,8 @@ pub struct Metrics {
     pub queries_running: Gauge,
     /// `queries_by_key_total`: those among them that were answered from an index of keys.
     pub queries_by_key: Counter,
+    /// `queries_shared_total`: those that were answered by a run that others waited for too, or could have.
+    pub queries_shared: Counter,
     /// `query_duration_seconds`: from the start of a statement until its last row was produced.
     pub query_duration: Histogram,
     /// `data_dir_free_bytes`: what the file system of the data directory has left.
@@ -239,6 +241,7 @@ impl Metrics {
             queries: Family::default(),
             queries_running: Gauge::default(),
             queries_by_key: Counter::default(),
+            queries_shared: Counter::default(),
             query_duration: seconds(),
             data_dir_free: Gauge::default(),
             data_dir_size: Gauge::default(),
@@ -286,6 +289,12 @@ impl Metrics {
     /// Counts one statement that was answered by key.
     pub fn by_key(&self, took: Duration) {
         self.queries_by_key.inc();
+        self.query(WorkOutcome::Done, took);
+    }
+
+    /// Counts one statement that was answered by a run which others may share.
+    pub fn shared(&self, took: Duration) {
+        self.queries_shared.inc();
         self.query(WorkOutcome::Done, took);
     }
 
@@ -366,6 +375,11 @@ impl Metrics {
         r.register("queries", "Statements by outcome", self.queries.clone());
         r.register("queries_running", "Statements that hold a snapshot", self.queries_running.clone());
         r.register("queries_by_key", "Statements answered from an index of keys", self.queries_by_key.clone());
+        r.register(
+            "queries_shared",
+            "Statements answered by a run that others may share",
+            self.queries_shared.clone(),
+        );
         r.register_with_unit(
             "query_duration",
             "From the start of a statement until its last row",

@@ -35,7 +35,7 @@ use self::auth::Exposure;
 use crate::catalog::function::Functions;
 use crate::catalog::role::Roles;
 use crate::merge::endpoints::PlannedEndpoint;
-use crate::merge::point::PointQuery;
+use crate::merge::point::ByKey;
 use crate::tables::WriteError;
 use crate::tables::change::Change;
 
@@ -73,7 +73,7 @@ pub trait Database: Send + Sync + fmt::Debug + 'static {
     }
 
     /// The query of `plan`, when it can be answered by key without planning it again.
-    async fn by_key(&self, _plan: &LogicalPlan, _state: &SessionState) -> Option<Arc<PointQuery>> {
+    async fn by_key(&self, _plan: &LogicalPlan, _state: &SessionState) -> Option<Arc<ByKey>> {
         None
     }
 

@@ -28,7 +28,7 @@ use crate::merge::catalog::PinnedCatalog;
 use crate::merge::certificate;
 use crate::merge::diff::ViewDiff;
 use crate::merge::endpoints::PlannedEndpoint;
-use crate::merge::point::PointQuery;
+use crate::merge::point::ByKey;
 use crate::merge::pulse::Pulse;
 use crate::merge::snapshot::SnapshotCell;
 use crate::merge::system::{self, Surroundings};
@@ -154,9 +154,9 @@ impl Database for Merged {
         Some(certificate::json(&pulse))
     }
 
-    async fn by_key(&self, plan: &LogicalPlan, state: &SessionState) -> Option<Arc<PointQuery>> {
+    async fn by_key(&self, plan: &LogicalPlan, state: &SessionState) -> Option<Arc<ByKey>> {
         let points = self.open.load().refresher.points();
-        match PointQuery::of(&points, plan, state).await {
+        match ByKey::of(&points, plan, state).await {
             Ok(query) => query.map(Arc::new),
             Err(error) => {
                 tracing::debug!(%error, "a query is left to the general path");

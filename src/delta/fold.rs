@@ -20,7 +20,7 @@ pub enum FoldError {
 pub async fn states(engine: &Engine, view: &LambdaView, records: &RecordBatch) -> Result<RecordBatch, FoldError> {
     let failed = |source| FoldError::Compute { view: view.name().to_owned(), source };
     let plan = view.micro_batch_plan(engine, records.schema()).await?;
-    let batches = plan.run(vec![records.clone()]).await.map_err(failed)?;
+    let batches = plan.run_over(vec![records.clone()]).await.map_err(failed)?;
     concat_batches(&view.state_schema(), &batches).map_err(|error| failed(error.into()))
 }
 
@@ -28,6 +28,6 @@ pub async fn states(engine: &Engine, view: &LambdaView, records: &RecordBatch) -
 pub async fn combined(engine: &Engine, view: &LambdaView, combine: &Combine) -> Result<RecordBatch, FoldError> {
     let failed = |source| FoldError::Compute { view: view.name().to_owned(), source };
     let runs = combine.runs.iter().map(|run| run.states.as_ref().clone()).collect();
-    let batches = view.runs_plan(engine).await?.run(runs).await.map_err(failed)?;
+    let batches = view.runs_plan(engine).await?.run_over(runs).await.map_err(failed)?;
     concat_batches(&view.state_schema(), &batches).map_err(|error| failed(error.into()))
 }

@@ -1,8 +1,8 @@
 //! Plans that are optimised once and run on other rows each time: a micro-batch, or the runs of a delta, are small, and to
 //! plan for them anew costs more than to compute them.
 //!
-//! The one source of such a plan is [`Vacant`] until it runs. Each run is made of fresh nodes, by DataFusion's own way to run
-//! a recursive query's plan again ([`ExecutionPlan::reset_state`]), so that no run sees another's state.
+//! What such a plan reads is [`Vacant`] until it runs. Each run is made of fresh nodes, by DataFusion's own way to run a
+//! recursive query's plan again ([`ExecutionPlan::reset_state`]), so that no run sees another's state.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Result, internal_err, project_schema};
 use datafusion::datasource::memory::MemorySourceConfig;
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext};
 use datafusion::logical_expr::{Expr, LogicalPlan, TableType};
 use datafusion::physical_expr::EquivalenceProperties;
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, ReplaceChildrenOptions};
@@ -26,46 +26,54 @@ use super::Engine;
 
 /// Rows that are given when a plan runs.
 #[derive(Debug)]
-pub(super) struct Vacant {
-    pub(super) columns: SchemaRef,
+pub struct Vacant {
+    /// Which of those that the plan reads.
+    pub number: usize,
+    pub columns: SchemaRef,
 }
 
-/// A plan that reads [`Vacant`].
+/// A plan that reads what is [`Vacant`].
 #[derive(Debug)]
 pub struct Reused {
-    columns: SchemaRef,
     plan: Arc<dyn ExecutionPlan>,
     context: Arc<TaskContext>,
 }
 
 impl Reused {
-    /// Optimises `plan`, which reads one [`Vacant`] with these columns, for one thread.
-    pub(super) async fn new(engine: &Engine, columns: SchemaRef, plan: LogicalPlan) -> Result<Self> {
-        let session = engine.session_with_threads(1);
-        let plan = session.state().create_physical_plan(&plan).await?;
-        Ok(Self { columns, plan, context: session.task_ctx() })
+    /// Optimises `plan` for one thread.
+    pub(super) async fn new(engine: &Engine, plan: LogicalPlan) -> Result<Self> {
+        let state = engine.session_with_threads(1).state();
+        Self::of_optimized(&state, &state.optimize(&plan)?).await
     }
 
-    /// The columns that rows must have.
-    pub(super) fn columns(&self) -> &SchemaRef {
-        &self.columns
-    }
-
-    /// Runs the plan on `rows`, in their order, and keeps all of its answer in memory.
+    /// Of a plan that `state` has optimised.
     ///
     /// # Errors
-    /// What DataFusion says of its execution.
-    pub async fn run(&self, rows: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
-        let rows = [rows];
+    /// What DataFusion says when it chooses operators.
+    pub async fn of_optimized(state: &SessionState, plan: &LogicalPlan) -> Result<Self> {
+        let plan = state.query_planner().create_physical_plan(plan, state).await?;
+        Ok(Self { plan, context: state.task_ctx() })
+    }
+
+    /// Runs the plan and keeps all of its answer in memory. `fill` says what is read in the place of each [`Vacant`].
+    ///
+    /// # Errors
+    /// Those of `fill`, and what DataFusion says of the execution.
+    pub async fn run(&self, fill: impl Fn(&Seat) -> Result<Arc<dyn ExecutionPlan>>) -> Result<Vec<RecordBatch>> {
         let fresh = Arc::clone(&self.plan).transform_up(|node| match node.downcast_ref::<Seat>() {
-            Some(seat) => {
-                let columns = Arc::clone(&self.columns);
-                let filled = MemorySourceConfig::try_new_exec(&rows, columns, seat.projection.clone())?;
-                Ok(Transformed::yes(filled as Arc<dyn ExecutionPlan>))
-            }
+            Some(seat) => Ok(Transformed::yes(fill(seat)?)),
             None => Ok(Transformed::yes(node.reset_state()?)),
         })?;
         collect(fresh.data, Arc::clone(&self.context)).await
+    }
+
+    /// As [`Self::run`], of a plan whose every source is `rows`, in their order.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn run_over(&self, rows: Vec<RecordBatch>) -> Result<Vec<RecordBatch>> {
+        let rows = [rows];
+        self.run(|seat| seat.filled(&rows)).await
     }
 }
 
@@ -93,15 +101,38 @@ impl TableProvider for Vacant {
             EmissionType::Incremental,
             Boundedness::Bounded,
         );
-        Ok(Arc::new(Seat { projection: projection.cloned(), properties: Arc::new(properties) }))
+        Ok(Arc::new(Seat {
+            number: self.number,
+            columns: Arc::clone(&self.columns),
+            projection: projection.cloned(),
+            properties: Arc::new(properties),
+        }))
     }
 }
 
 /// Where the rows will be. Running it is an error: it must not pass for an empty table.
 #[derive(Debug)]
-struct Seat {
+pub struct Seat {
+    number: usize,
+    columns: SchemaRef,
     projection: Option<Vec<usize>>,
     properties: Arc<PlanProperties>,
+}
+
+impl Seat {
+    /// That of the [`Vacant`].
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Partitions of rows with all columns of the [`Vacant`], of which those are read that are wanted here.
+    ///
+    /// # Errors
+    /// When the rows have other columns.
+    pub fn filled(&self, rows: &[Vec<RecordBatch>]) -> Result<Arc<dyn ExecutionPlan>> {
+        let columns = Arc::clone(&self.columns);
+        Ok(MemorySourceConfig::try_new_exec(rows, columns, self.projection.clone())?)
+    }
 }
 
 impl DisplayAs for Seat {

@@ -165,11 +165,14 @@ pub struct LambdaView {
     reused: Arc<Plans>,
 }
 
-/// Plans of one view that run again and again, each from when it is first needed.
+/// A plan with the columns that it reads, from when it is first needed.
+type Kept = Option<(SchemaRef, Arc<Reused>)>;
+
+/// Plans of one view that run again and again.
 #[derive(Debug, Default)]
 struct Plans {
-    of_records: Mutex<Option<Arc<Reused>>>,
-    of_states: Mutex<Option<Arc<Reused>>>,
+    of_records: Mutex<Kept>,
+    of_states: Mutex<Kept>,
 }
 
 impl LambdaView {
@@ -313,17 +316,17 @@ impl LambdaView {
     async fn once(
         &self,
         engine: &Engine,
-        kept: &Mutex<Option<Arc<Reused>>>,
+        kept: &Mutex<Kept>,
         columns: SchemaRef,
         plan: impl FnOnce(Arc<dyn TableProvider>) -> Result<LogicalPlan, ViewError>,
     ) -> Result<Arc<Reused>, ViewError> {
-        if let Some(known) = kept.lock().clone().filter(|known| *known.columns() == columns) {
-            return Ok(known);
+        if let Some((_, known)) = kept.lock().as_ref().filter(|(known, _)| *known == columns) {
+            return Ok(Arc::clone(known));
         }
-        let plan = plan(Arc::new(Vacant { columns: Arc::clone(&columns) }))?;
-        let plan = Reused::new(engine, columns, plan).await;
+        let plan = plan(Arc::new(Vacant { number: 0, columns: Arc::clone(&columns) }))?;
+        let plan = Reused::new(engine, plan).await;
         let plan = Arc::new(plan.map_err(|source| ViewError::plan(&self.name, source))?);
-        *kept.lock() = Some(Arc::clone(&plan));
+        *kept.lock() = Some((columns, Arc::clone(&plan)));
         Ok(plan)
     }
 

@@ -15,44 +15,34 @@ use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use datafusion::arrow::array::{Array, RecordBatch, RecordBatchOptions};
-use datafusion::arrow::compute::{
-    SortColumn, SortOptions, interleave_record_batch, lexsort_to_indices, take_record_batch,
-};
-use datafusion::arrow::datatypes::{DataType, Schema, SchemaRef};
+use datafusion::arrow::array::{RecordBatch, RecordBatchOptions};
+use datafusion::arrow::compute::{SortColumn, SortOptions, lexsort_to_indices, take_record_batch};
+use datafusion::arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::CatalogProvider;
-use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
-use datafusion::common::{DFSchema, DFSchemaRef, ParamValues, ScalarValue, plan_datafusion_err, plan_err};
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::{DFSchemaRef, ParamValues, ScalarValue, plan_datafusion_err};
 use datafusion::datasource::source_as_provider;
 use datafusion::error::Result;
 use datafusion::execution::SessionState;
-use datafusion::execution::context::ExecutionProps;
-use datafusion::logical_expr::expr::{InList, Placeholder};
-use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
+use datafusion::logical_expr::expr::Placeholder;
 use datafusion::logical_expr::utils::split_conjunction;
-use datafusion::logical_expr::{
-    BinaryExpr, Cast, ColumnarValue, Expr, LogicalPlan, Operator, SortExpr, Volatility,
-};
+use datafusion::logical_expr::{ColumnarValue, Expr, LogicalPlan, SortExpr, Volatility};
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::utils::collect_columns;
-use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 
 use super::catalog::{Names, PinnedCatalog};
 use super::provider::UnionTable;
 use super::snapshot::Snapshot;
-use crate::engine::keys::key_hashes;
-use crate::engine::merger::{Merger, evaluated, filtered};
+use crate::engine::merger::{evaluated, filtered};
 use crate::engine::state::LambdaView;
 
+mod joined;
+mod lookup;
 mod runs;
 
-use runs::Found;
+pub use joined::JoinedQuery;
+use lookup::{Lookup, Values, Wanted, planned};
 pub use runs::Points;
-
-/// Rows of states that are looked at here; more are left to the general path, which runs elsewhere and can be stopped.
-const ROWS_MAX: usize = 4096;
-
-/// States of one group that are merged where they lie; more are brought together first.
-const PIECES_MAX: usize = 8;
 
 /// The half of a view that a table shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,17 +62,73 @@ pub struct StatesOf {
     pub half: Half,
 }
 
+/// A query that is answered by key.
+#[derive(Debug)]
+pub enum ByKey {
+    /// Of one view.
+    One(PointQuery),
+    /// Of several; runs plans.
+    Joined(Arc<JoinedQuery>),
+}
+
+impl ByKey {
+    /// The query for which `plan` was made, with parameters yet to be given; None when it is not for few keys of views.
+    ///
+    /// # Errors
+    /// What DataFusion says of the plan.
+    pub async fn of(points: &Arc<Points>, plan: &LogicalPlan, state: &SessionState) -> Result<Option<Self>> {
+        if let Some(one) = PointQuery::of(points, plan, state).await? {
+            return Ok(Some(Self::One(one)));
+        }
+        Ok(JoinedQuery::of(points, plan, state).await?.map(|joined| Self::Joined(Arc::new(joined))))
+    }
+
+    /// Schema and name of each table that is read.
+    pub fn tables(&self) -> Vec<(&str, &str)> {
+        match self {
+            Self::One(query) => vec![query.lookup.table()],
+            Self::Joined(query) => query.tables(),
+        }
+    }
+
+    /// The columns of the answer.
+    pub fn schema(&self) -> &SchemaRef {
+        match self {
+            Self::One(query) => query.schema(),
+            Self::Joined(query) => query.schema(),
+        }
+    }
+
+    /// Whether `pinned` has the definitions that the query was planned with.
+    pub fn is_current(&self, pinned: &dyn CatalogProvider) -> bool {
+        present(pinned).is_some_and(|snapshot| match self {
+            Self::One(query) => query.is_of(snapshot),
+            Self::Joined(query) => query.is_of(snapshot),
+        })
+    }
+}
+
+/// The definitions that were last found to be those that a query was planned with.
+#[derive(Debug, Default)]
+struct Current(ArcSwapOption<Names>);
+
+impl Current {
+    fn knows(&self, snapshot: &Snapshot, is_of: impl FnOnce() -> bool) -> bool {
+        if self.0.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, &snapshot.names)) {
+            return true;
+        }
+        let found = is_of();
+        if found {
+            self.0.store(Some(Arc::clone(&snapshot.names)));
+        }
+        found
+    }
+}
+
 /// A query for few keys of one view.
 pub struct PointQuery {
-    points: Arc<Points>,
-    of: StatesOf,
-    merger: Arc<Merger>,
-    key_type: DataType,
-    keys: Vec<Expr>,
-    /// Whether the query asks for the states of one key, and for all of them: they are then found by its value.
-    by_value: bool,
-    /// Where the definitions were last found to be those that the query was planned with.
-    known: ArcSwapOption<Names>,
+    lookup: Lookup,
+    known: Current,
     /// Each reads what the one before gives, the first of them the view.
     steps: Vec<Step>,
 }
@@ -103,15 +149,14 @@ enum Expression {
 impl fmt::Debug for PointQuery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PointQuery")
-            .field("view", &self.of.called)
-            .field("keys", &self.keys)
+            .field("view", &self.lookup.of.called)
+            .field("keys", &self.lookup.keys())
             .finish_non_exhaustive()
     }
 }
 
 impl PointQuery {
-    /// The query for which `plan` was made, with parameters yet to be given; None when it is not for few keys of one view.
-    pub async fn of(points: &Arc<Points>, plan: &LogicalPlan, state: &SessionState) -> Result<Option<Self>> {
+    async fn of(points: &Arc<Points>, plan: &LogicalPlan, state: &SessionState) -> Result<Option<Self>> {
         if form_of(plan).is_none() {
             return Ok(None);
         }
@@ -119,71 +164,41 @@ impl PointQuery {
         let plan = state.analyzer().execute_and_check(plan.clone(), state.config_options(), |_, _| {})?;
         let Some(Form { nodes, of }) = form_of(&plan) else { return Ok(None) };
         let Some(merger) = points.merger(&of).await? else { return Ok(None) };
-        let mut keys = None;
-        let mut by_value = false;
+        let mut wanted = None;
         let mut steps = Vec::new();
         for node in nodes.iter().rev() {
             let Some(step) = Step::of(node)? else { return Ok(None) };
-            if keys.is_none() {
+            if wanted.is_none() {
                 let LogicalPlan::Filter(filter) = node else { return Ok(None) };
-                let schema = filter.input.schema();
-                let is_key = |expr: &Expr| leads(expr, schema, &merger);
-                keys = split_conjunction(&filter.predicate).into_iter().find_map(|part| wanted(part, &is_key));
-                if keys.is_none() {
-                    return Ok(None);
-                }
-                by_value = is_equality(&filter.predicate);
+                let parts = split_conjunction(&filter.predicate);
+                let Some(found) = Wanted::among(&parts, filter.input.schema(), &merger) else { return Ok(None) };
+                let by_value = found.by_value;
+                wanted = Some(found);
                 if by_value {
                     continue;
                 }
             }
             steps.push(step);
         }
-        let key_type = of.view.state_schema().field(0).data_type().clone();
-        let Some(keys) = keys.filter(|_| hashes_as_it_compares(&key_type)) else { return Ok(None) };
-        let (points, known) = (Arc::clone(points), ArcSwapOption::empty());
+        let Some(wanted) = wanted else { return Ok(None) };
         let merger = match columns_read(&steps) {
             Some(read) => Arc::new(merger.only(&read)),
             None => merger,
         };
-        Ok(Some(Self { points, of, merger, key_type, keys, by_value, known, steps }))
+        let lookup = Lookup::of(points, of, merger, wanted);
+        Ok(lookup.map(|lookup| Self { lookup, known: Current::default(), steps }))
     }
 
-    /// Schema and name of the one table that is read.
-    pub fn table(&self) -> (&'static str, &str) {
-        let schema = match self.of.half {
-            Half::Both => "public",
-            Half::Batch => "batch",
-            Half::Speed => "speed",
-        };
-        (schema, &self.of.called)
+    fn is_of(&self, snapshot: &Snapshot) -> bool {
+        self.known.knows(snapshot, || self.lookup.is_of(snapshot))
     }
 
-    /// The columns of the answer.
-    pub fn schema(&self) -> &SchemaRef {
+    fn schema(&self) -> &SchemaRef {
         let last = self.steps.iter().rev().find_map(|step| match step {
             Step::Project { schema, .. } => Some(schema),
             _ => None,
         });
-        last.unwrap_or_else(|| self.merger.schema())
-    }
-
-    /// Whether `pinned` has the definitions that the query was planned with.
-    pub fn is_current(&self, pinned: &dyn CatalogProvider) -> bool {
-        present(pinned).is_some_and(|snapshot| self.is_of(snapshot))
-    }
-
-    fn is_of(&self, snapshot: &Snapshot) -> bool {
-        if self.known.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, &snapshot.names)) {
-            return true;
-        }
-        let found = snapshot.names.view(&self.of.called).is_some_and(|(instance, input)| {
-            *instance == self.of.instance && Arc::ptr_eq(&input.view, &self.of.view)
-        });
-        if found {
-            self.known.store(Some(Arc::clone(&snapshot.names)));
-        }
-        found
+        last.unwrap_or_else(|| self.lookup.merger.schema())
     }
 
     /// Answers from what is pinned. None leaves it to the general path: the definitions are others than those that the query
@@ -198,79 +213,11 @@ impl PointQuery {
     ) -> Result<Option<RecordBatch>> {
         let Some(snapshot) = present(pinned).filter(|snapshot| self.is_of(snapshot)) else { return Ok(None) };
         let values = Values(parameters);
-        let Some(keys) = self.wanted(&values)? else { return Ok(None) };
-        let Some(found) = self.found(snapshot, &keys_hashed(&keys)?)? else { return Ok(None) };
-        let mut rows = match keys.as_slice() {
-            [key] if self.by_value => self.merged(&found.of(key)?)?,
-            _ => self.merged(&found)?,
-        };
+        let Some(mut rows) = self.lookup.rows(snapshot, &values)? else { return Ok(None) };
         for step in &self.steps {
             rows = step.applied(rows, &values)?;
         }
         Ok(Some(rows))
-    }
-
-    /// The states with these hashes; None when they are not at hand, or too many.
-    fn found(&self, snapshot: &Snapshot, hashes: &[u64]) -> Result<Option<Found>> {
-        let mut found = Found::default();
-        if self.of.half != Half::Speed {
-            let runs = snapshot.generation.views.get(&self.of.instance).map(|states| states.runs.as_slice());
-            if !self.points.find(&self.of, runs.unwrap_or_default(), hashes, &mut found) {
-                return Ok(None);
-            }
-        }
-        if self.of.half != Half::Batch {
-            let stream = snapshot.streams.get(self.of.view.stream().table()).filter(|stream| stream.whole);
-            let Some(stream) = stream else { return Ok(None) };
-            for run in stream.delta.runs(&self.of.instance) {
-                found.look(&run.states, run.keys()?, hashes);
-            }
-        }
-        Ok((found.rows.len() <= ROWS_MAX).then_some(found))
-    }
-
-    fn merged(&self, found: &Found) -> Result<RecordBatch> {
-        if self.by_value && self.merger.has_one_key() && found.rows.len() <= PIECES_MAX {
-            return self.merger.merge_one(found.pieces());
-        }
-        let states = match found.rows.is_empty() {
-            true => RecordBatch::new_empty(self.of.view.state_schema()),
-            false => {
-                interleave_record_batch(&found.batches.iter().map(AsRef::as_ref).collect::<Vec<_>>(), &found.rows)?
-            }
-        };
-        self.merger.merge(states)
-    }
-
-    /// The keys that are looked for, none of which is NULL; None when they cannot be told without the planner.
-    fn wanted(&self, values: &Values<'_>) -> Result<Option<Vec<ScalarValue>>> {
-        let mut keys = Vec::with_capacity(self.keys.len());
-        for key in &self.keys {
-            let Some(value) = values.constant(key)? else { return Ok(None) };
-            // Nothing equals NULL.
-            if !value.is_null() {
-                keys.push(if value.data_type() == self.key_type {
-                    value
-                } else {
-                    value.cast_to(&self.key_type)?
-                });
-            }
-        }
-        Ok(Some(keys))
-    }
-}
-
-/// What keys are looked up by, each once.
-fn keys_hashed(keys: &[ScalarValue]) -> Result<Vec<u64>> {
-    match keys {
-        [] => Ok(Vec::new()),
-        [key] => key_hashes(&key.to_array()?),
-        keys => {
-            let mut hashes = key_hashes(&ScalarValue::iter_to_array(keys.iter().cloned())?)?;
-            hashes.sort_unstable();
-            hashes.dedup_by_key(|hash| *hash >> 32);
-            Ok(hashes)
-        }
     }
 }
 
@@ -336,71 +283,6 @@ fn states_under(plan: &LogicalPlan) -> Option<StatesOf> {
         })
     });
     of.filter(|_| walked.is_ok())
-}
-
-/// Whether an expression is the first column of the key, as it is or as another type of text.
-fn leads(expr: &Expr, schema: &DFSchema, merger: &Merger) -> bool {
-    match expr {
-        Expr::Column(column) => schema.maybe_index_of_column(column).is_some_and(|index| merger.is_leading(index)),
-        Expr::Cast(Cast { expr, field }) => {
-            let textual = |data_type: &DataType| match data_type {
-                DataType::Dictionary(_, value) => value.is_string(),
-                other => other.is_string(),
-            };
-            let inner = schema.as_arrow();
-            let from = match expr.as_ref() {
-                Expr::Column(column) => {
-                    schema.maybe_index_of_column(column).map(|index| inner.field(index).data_type())
-                }
-                _ => None,
-            };
-            from.is_some_and(textual) && textual(field.data_type()) && leads(expr, schema, merger)
-        }
-        _ => false,
-    }
-}
-
-/// The values that `part` of a condition allows for the key; None when it is not about it.
-fn wanted(part: &Expr, is_key: &dyn Fn(&Expr) -> bool) -> Option<Vec<Expr>> {
-    let fixed = |expr: &Expr| !expr.any_column_refs();
-    match part {
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Eq, right }) => match (is_key(left), is_key(right)) {
-            (true, _) if fixed(right) => Some(vec![right.as_ref().clone()]),
-            (_, true) if fixed(left) => Some(vec![left.as_ref().clone()]),
-            _ => None,
-        },
-        Expr::InList(InList { expr, list, negated: false }) if is_key(expr) && list.iter().all(fixed) => {
-            Some(list.clone())
-        }
-        // A short list of constants is planned as alternatives.
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => {
-            let mut values = wanted(left, is_key)?;
-            values.extend(wanted(right, is_key)?);
-            Some(values)
-        }
-        _ => None,
-    }
-}
-
-/// Whether a condition that is about the key says nothing but which one it is.
-fn is_equality(condition: &Expr) -> bool {
-    matches!(condition, Expr::BinaryExpr(BinaryExpr { op: Operator::Eq, .. }))
-}
-
-/// Whether values of a type that are equal have the same bits.
-fn hashes_as_it_compares(data_type: &DataType) -> bool {
-    match data_type {
-        DataType::Dictionary(_, value) => hashes_as_it_compares(value),
-        other => {
-            other.is_integer()
-                || other.is_string()
-                || other.is_temporal() && !matches!(other, DataType::Interval(_))
-                || matches!(
-                    other,
-                    DataType::Boolean | DataType::Decimal128(..) | DataType::Binary | DataType::FixedSizeBinary(_)
-                )
-        }
-    }
 }
 
 impl Step {
@@ -537,49 +419,5 @@ impl Expression {
             Self::Ready(planned) => Ok(Arc::clone(planned)),
             Self::Open(expr, schema) => planned(&values.put_into(expr)?, schema),
         }
-    }
-}
-
-fn planned(expr: &Expr, schema: &DFSchema) -> Result<Arc<dyn PhysicalExpr>> {
-    create_physical_expr(expr, schema, &ExecutionProps::new(), &PhysicalPlanningContext::default())
-}
-
-/// The values of parameters.
-struct Values<'a>(Option<&'a ParamValues>);
-
-impl Values<'_> {
-    /// The value of a parameter, of the type that it was planned with.
-    fn of(&self, parameter: &Placeholder) -> Result<ScalarValue> {
-        let Some(values) = self.0 else {
-            return plan_err!("there is no value for parameter {}", parameter.id);
-        };
-        let value = values.get_placeholders_with_values(&parameter.id)?.value;
-        match &parameter.field {
-            Some(field) if *field.data_type() != value.data_type() => value.cast_to(field.data_type()),
-            _ => Ok(value),
-        }
-    }
-
-    fn put_into(&self, expr: &Expr) -> Result<Expr> {
-        let put = expr.clone().transform(|part| match &part {
-            Expr::Placeholder(parameter) => Ok(Transformed::yes(Expr::Literal(self.of(parameter)?, None))),
-            _ => Ok(Transformed::no(part)),
-        })?;
-        Ok(put.data)
-    }
-
-    /// What an expression over no column is; None when it is more than one value.
-    fn constant(&self, expr: &Expr) -> Result<Option<ScalarValue>> {
-        Ok(match expr {
-            Expr::Literal(value, _) => Some(value.clone()),
-            Expr::Placeholder(parameter) => Some(self.of(parameter)?),
-            other => {
-                let nothing = DFSchema::empty();
-                let row = RecordBatchOptions::new().with_row_count(Some(1));
-                let row = RecordBatch::try_new_with_options(Arc::new(Schema::empty()), vec![], &row)?;
-                let value = planned(&self.put_into(other)?, &nothing)?.evaluate(&row)?.into_array(1)?;
-                (value.len() == 1).then(|| ScalarValue::try_from_array(&value, 0)).transpose()?
-            }
-        })
     }
 }

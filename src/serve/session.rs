@@ -18,6 +18,7 @@ mod portions;
 mod psql;
 mod run;
 mod settings;
+mod shared;
 pub mod statement;
 mod system;
 mod transaction;
@@ -44,6 +45,7 @@ use self::run::Work;
 pub use self::run::{Encode, Planned, ROWS_PER_PIECE, Rows, Stop};
 use self::settings::{AS_OF, READ_ONLY};
 pub use self::settings::{SERVER_VERSION, Settings};
+use self::shared::{Answer, Questions};
 use self::statement::{Query, SetScope, Statement, StatementParser};
 use self::system::System;
 use self::transaction::{Pending, Transaction};
@@ -54,7 +56,7 @@ use super::auth::passwords::Passwords;
 use super::auth::{Client, Gate, Method, Origin, Place};
 use super::error::{QueryError, SqlState};
 use super::{Database, DefineError, Limits, ServeError, ViewChange};
-use crate::merge::point::PointQuery;
+use crate::merge::point::ByKey;
 use crate::metrics::Metrics;
 
 /// What `SHOW` answers with the certificate of the snapshot.
@@ -68,6 +70,7 @@ pub struct QueryService {
     system: System,
     parser: StatementParser,
     known: Known,
+    questions: Arc<Questions>,
     limits: Limits,
     gate: Arc<Gate>,
     queries: Handle,
@@ -98,7 +101,8 @@ impl QueryService {
             .map_err(|error| ServeError::Catalog(Box::new(error)))?;
         let parser = StatementParser::new(&limits);
         let known = Known::default();
-        Ok(Arc::new(Self { database, template, system, parser, known, limits, gate, queries, metrics }))
+        let questions = Arc::default();
+        Ok(Arc::new(Self { database, template, system, parser, known, questions, limits, gate, queries, metrics }))
     }
 
     pub fn limits(&self) -> &Limits {
@@ -178,8 +182,8 @@ pub struct Prepared {
     pub schema: Option<SchemaRef>,
     /// Types of `$1`, `$2`, ...; None where the statement does not say.
     pub parameters: Vec<Option<DataType>>,
-    /// How it is answered when it asks for few keys of one view.
-    pub(super) by_key: Option<Arc<PointQuery>>,
+    /// How it is answered when it asks for few keys of views.
+    pub(super) by_key: Option<Arc<ByKey>>,
 }
 
 /// What executing a statement gives.
@@ -352,15 +356,26 @@ impl Session {
         F: FnOnce(&SchemaRef) -> Result<Encode<T>, QueryError>,
     {
         if let Some(prepared) = prepared
-            && let Some(batch) = self.look_up(prepared, parameters.as_ref(), entry)?
+            && let Some(batch) = self.look_up(prepared, parameters.as_ref(), entry).await?
         {
             return Ok(Outcome::Table { batch, tag: "SELECT" });
         }
         match statement {
             Statement::Query(query) | Statement::Copy(Copy { query, .. }) => {
-                let turn = self.place.turn().await?;
-                let planned = self.plan(query, parameters).await?;
-                let mut planned = match prepared.and_then(|prepared| prepared.schema.as_ref()) {
+                let promised = prepared.and_then(|prepared| prepared.schema.as_ref());
+                let shared = match statement {
+                    Statement::Query(_) => self.share(query, parameters.as_ref(), promised, entry).await?,
+                    _ => Answer::None,
+                };
+                let planned = match shared {
+                    Answer::Rows(batch) => return Ok(Outcome::Table { batch, tag: "SELECT" }),
+                    Answer::Run(planned) => planned,
+                    Answer::None => {
+                        let turn = Some(self.place.turn().await?);
+                        Planned { turn, ..self.plan(query, parameters).await? }
+                    }
+                };
+                let mut planned = match promised {
                     Some(promised) if query.tag == "SELECT" => keep_promise(planned, promised)?,
                     _ => planned,
                 };
@@ -371,7 +386,7 @@ impl Session {
                 let service = &self.service;
                 let buffered = service.limits.pieces_buffered;
                 entry.reads(service.database.generation(planned.pinned.as_ref()));
-                (planned.entry, planned.turn) = (entry.take(), Some(turn));
+                planned.entry = entry.take();
                 let rows = run::run(&service.queries, &service.metrics, planned, buffered, encode);
                 Ok(Outcome::Rows { schema, rows, tag: query.tag })
             }
@@ -413,7 +428,7 @@ impl Session {
             }
             Statement::Begin { read_only } => {
                 if !self.in_transaction() {
-                    self.transaction = Transaction::Open { pinned: None, pending: Pending::None };
+                    self.transaction = Transaction::Open { pinned: None, pending: Pending::None, alone: false };
                 }
                 if *read_only {
                     self.settings.set(READ_ONLY, Some("on"), SetScope::Local)?;

@@ -57,7 +57,7 @@ LIMIT  $limit
 
 /// What came back, with the names of its headers in lower case.
 #[derive(Debug)]
-struct Answer {
+pub struct Answer {
     code: u16,
     headers: BTreeMap<String, String>,
     body: Vec<u8>,
@@ -100,7 +100,7 @@ impl Answer {
         std::str::from_utf8(&self.body).unwrap()
     }
 
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
@@ -222,7 +222,7 @@ impl Ask {
     }
 
     /// The statement, with these headers and the content type of SQL.
-    async fn sql(&self, sql: &str, headers: &[(&str, &str)]) -> Answer {
+    pub async fn sql(&self, sql: &str, headers: &[(&str, &str)]) -> Answer {
         let headers: Vec<_> = headers.iter().copied().chain([("Content-Type", "application/sql")]).collect();
         self.send(&request("POST", "/sql", &headers, sql.as_bytes())).await
     }

@@ -31,6 +31,7 @@ mod refreshes;
 mod reload;
 mod roles;
 mod server;
+mod shared;
 mod snapshots;
 mod tables;
 mod tls;

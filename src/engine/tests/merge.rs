@@ -149,7 +149,7 @@ fn through_parquet(batches: &[RecordBatch], schema: &SchemaRef) -> Vec<RecordBat
 }
 
 async fn micro_batch(engine: &Engine, view: &LambdaView, records: &RecordBatch) -> Vec<RecordBatch> {
-    view.micro_batch_plan(engine, records.schema()).await.unwrap().run(vec![records.clone()]).await.unwrap()
+    view.micro_batch_plan(engine, records.schema()).await.unwrap().run_over(vec![records.clone()]).await.unwrap()
 }
 
 struct Run {
@@ -207,7 +207,7 @@ impl Run {
             let taken: Vec<_> = stored.drain(from..to).collect();
             let combined = if count % 2 == 0 {
                 let plan = self.view.runs_plan(&self.engine).await.unwrap();
-                self.kept(plan.run(taken.concat()).await.unwrap())
+                self.kept(plan.run_over(taken.concat()).await.unwrap())
             } else {
                 let plan = self.view.combine_plan(mem(Arc::clone(&schema), taken)).unwrap();
                 self.states(plan).await

@@ -114,6 +114,10 @@ impl Points {
         })
     }
 
+    pub(super) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
     /// What finishes the states of a view; None when it cannot be read by key.
     pub(super) async fn merger(&self, of: &StatesOf) -> Result<Option<Arc<Merger>>> {
         if let Some((view, merger)) = self.mergers.lock().get(&of.instance)

@@ -62,13 +62,12 @@ pub(super) async fn answer(
     let values = values(endpoint, &in_path, given)?;
     let shape = Shape { format, coding: coding(headers, format) };
     let user = session.user().to_owned();
-    let question = Question { desk: &desk, endpoint, values, shape, pinned, user };
-    let tag = question.tag();
-    if let Some(tag) = tag.as_ref().filter(|tag| has(headers, tag)) {
-        return Ok(question.unchanged(tag));
+    let mut question = Question { desk: &desk, endpoint, values, shape, pinned, user };
+    if let Some(tag) = question.tag().filter(|tag| has(headers, tag)) {
+        return Ok(question.unchanged(&tag));
     }
     let answered = question.ask(session, permit).await?;
-    Ok(question.told(answered, tag))
+    Ok(question.told(answered, question.tag()))
 }
 
 /// What is asked of an endpoint.
@@ -121,7 +120,7 @@ impl Question<'_> {
         answered
     }
 
-    async fn ask(&self, mut session: Session, permit: OwnedSemaphorePermit) -> Result<Response, Problem> {
+    async fn ask(&mut self, mut session: Session, permit: OwnedSemaphorePermit) -> Result<Response, Problem> {
         let patience = self.desk.service.limits().write_timeout;
         let prepared = self.desk.prepared(&mut session, self.endpoint).await?;
         let mut stop = session.stop(&prepared.statement);
@@ -130,7 +129,9 @@ impl Question<'_> {
             Returns::Rows => {
                 let encode = |schema: &SchemaRef| encode(schema, self.shape, Pieces::Even, patience);
                 let work = session.execute(&prepared.statement, self.values.clone(), Some(&prepared), encode);
-                match stop.race(work).await?? {
+                let outcome = stop.race(work).await??;
+                self.pinned = session.catalog()?;
+                match outcome {
                     Outcome::Rows { rows, .. } => {
                         Ok(response(streamed(rows, stop, (session, permit)).await?, self.shape))
                     }
@@ -144,6 +145,7 @@ impl Question<'_> {
                 let batches = |_: &SchemaRef| Ok(Encode::new(usize::MAX, Ok));
                 let work = session.execute(&prepared.statement, self.values.clone(), Some(&prepared), batches);
                 let outcome = stop.race(work).await??;
+                self.pinned = session.catalog()?;
                 let row = one_row(outcome, &mut stop).await?;
                 let Some(row) = row else { return Err(self.nothing()) };
                 let bytes = whole(schema, &row, Extent::One, Shape { coding: Coding::Identity, ..self.shape })?;

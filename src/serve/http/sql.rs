@@ -52,15 +52,15 @@ pub(super) async fn answer(
     let mut stop = session.stop(&statement);
     let prepared = stop.race(session.prepare(statement)).await??;
     let values = order.values(&prepared.parameters)?;
-    let certificate = match reads {
-        true => desk.database().certificate(session.catalog()?.as_ref()),
-        false => None,
-    };
     let patience = limits.write_timeout;
     let work = session.execute(&prepared.statement, values, Some(&prepared), |schema| {
         encode(schema, shape, Pieces::AsTheyCome, patience)
     });
     let outcome = stop.race(work).await??;
+    let certificate = match reads {
+        true => desk.database().certificate(session.catalog()?.as_ref()),
+        false => None,
+    };
     let answered = match outcome {
         Outcome::Rows { rows, .. } => response(streamed(rows, stop, (session, permit)).await?, shape),
         Outcome::Table { batch, .. } => response(whole(&batch.schema(), &batch, Extent::Any, shape)?, shape),
@@ -75,10 +75,12 @@ pub(super) async fn answer(
     Ok(answered)
 }
 
-/// From here on the session reads one snapshot.
+/// From here on the session reads one snapshot: that which is pinned, or a later one that its query is answered from.
 pub(super) async fn begin(session: &mut Session) -> Result<(), QueryError> {
     let unused = |_: &_| Err(QueryError::internal("BEGIN gives no rows"));
-    session.execute::<Bytes, _>(&Statement::Begin { read_only: true }, None, None, unused).await.map(drop)
+    session.execute::<Bytes, _>(&Statement::Begin { read_only: true }, None, None, unused).await?;
+    session.ask_once();
+    Ok(())
 }
 
 async fn one(session: &Session, sql: &str) -> Result<Statement, QueryError> {

@@ -16,7 +16,7 @@ use parking_lot::RwLock;
 use super::policy::Rights;
 use super::run::{Planned, Work};
 use super::{Prepared, Session};
-use crate::merge::point::PointQuery;
+use crate::merge::point::ByKey;
 use crate::serve::access_log::entry::Entry;
 use crate::serve::error::QueryError;
 
@@ -63,15 +63,15 @@ impl Session {
         self.service.known.keep(&self.settings.default_schema(), sql, prepared);
     }
 
-    /// How a planned query is answered by key; None when it is not for few keys of one view.
-    pub(super) async fn by_key(&self, planned: Planned) -> Result<Option<Arc<PointQuery>>, QueryError> {
+    /// How a planned query is answered by key; None when it is not for few keys of views.
+    pub(super) async fn by_key(&self, planned: Planned) -> Result<Option<Arc<ByKey>>, QueryError> {
         let database = Arc::clone(&self.service.database);
         let work = async move { database.by_key(&planned.plan, &planned.state).await };
         Work::start(&self.service.queries, work).finish().await
     }
 
     /// The answer by key, of the schema that was described; None when the general path is to give it.
-    pub(super) fn look_up(
+    pub(super) async fn look_up(
         &mut self,
         prepared: &Prepared,
         parameters: Option<&ParamValues>,
@@ -82,15 +82,22 @@ impl Session {
             return Ok(None);
         }
         // The general path tells what is missing, and whether there is another right.
-        let (schema_name, table) = query.table();
         let rights = Rights::of(self.service.database.as_ref(), &self.identity.user)?;
-        if rights.select(schema_name, table).is_err() {
+        if query.tables().into_iter().any(|(schema, table)| rights.select(schema, table).is_err()) {
             return Ok(None);
         }
         let began = Instant::now();
         let pinned = self.pin()?;
         entry.reads(self.service.database.generation(pinned.as_ref()));
-        let Some(rows) = query.answer(pinned.as_ref(), parameters)? else { return Ok(None) };
+        let rows = match query.as_ref() {
+            ByKey::One(query) => query.answer(pinned.as_ref(), parameters)?,
+            ByKey::Joined(query) => {
+                let (query, parameters) = (Arc::clone(query), parameters.cloned());
+                let work = async move { query.answer(pinned.as_ref(), parameters.as_ref()).await };
+                Work::start(&self.service.queries, work).finish().await??
+            }
+        };
+        let Some(rows) = rows else { return Ok(None) };
         self.service.metrics.by_key(began.elapsed());
         let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
         let rows = RecordBatch::try_new_with_options(Arc::clone(schema), rows.columns().to_vec(), &options);

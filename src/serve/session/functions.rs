@@ -1,5 +1,6 @@
 //! Functions that clients of PostgreSQL call about the server, the session and the catalog.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -234,6 +235,12 @@ enum Body {
     Text(Text),
     Flag(Flag),
     Number(Number),
+}
+
+/// Whether a function is one of these here, which may ask or change a session.
+pub fn is_of_a_session(function: &ScalarUDF) -> bool {
+    let function: &dyn Any = function.inner().as_ref();
+    function.is::<Function>()
 }
 
 /// A function over texts, called once a row; any arguments are read as text. For catalog queries, which

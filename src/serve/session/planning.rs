@@ -14,11 +14,11 @@ use datafusion::prelude::SessionContext;
 use datafusion_pg_catalog::sql::rules::{SqlStatementRewriteRule, StripCallableQualifier};
 
 use super::by_key::same_types;
-use super::functions::{self, Relation};
+use super::functions::{self, Identity, Relation};
 use super::policy::Rights;
 use super::run::{Planned, Work};
 use super::statement::Query;
-use super::{Session, guard};
+use super::{QueryService, Session, Settings, guard};
 use crate::catalog::function::expand;
 use crate::serve::access_log::entry::Entry;
 use crate::serve::error::{QueryError, SqlState};
@@ -50,8 +50,35 @@ impl Session {
         query: &Query,
         parameters: Option<ParamValues>,
     ) -> Result<Planned, QueryError> {
-        let service = Arc::clone(&self.service);
-        let (settings, identity) = (Arc::clone(&self.settings), self.identity.clone());
+        self.planner().plan(rights, pinned, query, parameters).await
+    }
+
+    pub(super) fn planner(&self) -> Planner {
+        Planner {
+            service: Arc::clone(&self.service),
+            settings: Arc::clone(&self.settings),
+            identity: self.identity.clone(),
+        }
+    }
+}
+
+/// Plans for one session.
+pub(super) struct Planner {
+    pub(super) service: Arc<QueryService>,
+    pub(super) settings: Arc<Settings>,
+    pub(super) identity: Identity,
+}
+
+impl Planner {
+    pub(super) async fn plan(
+        &self,
+        rights: Rights,
+        pinned: Arc<dyn CatalogProvider>,
+        query: &Query,
+        parameters: Option<ParamValues>,
+    ) -> Result<Planned, QueryError> {
+        let Self { service, settings, identity } = self;
+        let (service, settings, identity) = (Arc::clone(service), Arc::clone(settings), identity.clone());
         let query = query.clone();
         Work::start(&self.service.queries, async move {
             let mut state = service.template.clone();
@@ -95,7 +122,7 @@ impl Session {
                 Some(values) => plan.with_param_values(values)?,
                 None => plan,
             };
-            Ok(Planned { plan, state, pinned, entry: Entry::default(), turn: None })
+            Ok(Planned { plan, state, pinned, entry: Entry::default(), turn: None, begun: None })
         })
         .finish()
         .await?
@@ -171,7 +198,8 @@ pub(super) fn keep_promise(planned: Planned, promised: &SchemaRef) -> Result<Pla
         })
         .collect();
     let plan = LogicalPlanBuilder::from(planned.plan).project(casts)?.build()?;
-    Ok(Planned { plan, ..planned })
+    // What runs already has other types.
+    Ok(Planned { plan, begun: None, ..planned })
 }
 
 /// Every relation with its number, for functions that are asked about numbers.

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use datafusion::arrow::compute::concat_batches;
 use datafusion::arrow::record_batch::RecordBatch;
 use datafusion::catalog::CatalogProvider;
 use datafusion::common::tree_node::{Transformed, TreeNode};
-use datafusion::execution::SessionState;
+use datafusion::execution::{SendableRecordBatchStream, SessionState};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::physical_plan::execution_plan::replace_children_if_necessary;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use futures::StreamExt;
 use tokio::runtime::Handle;
@@ -22,6 +24,10 @@ use super::portions::Portions;
 use crate::metrics::{Metrics, WorkOutcome};
 use crate::serve::access_log::entry::Entry;
 use crate::serve::error::{QueryError, SqlState};
+
+/// A result of more rows, or of more bytes, is not held as a whole.
+const FEW_ROWS: usize = 4096;
+const FEW_BYTES: usize = 1 << 20;
 
 /// Rows that are encoded, sent and cancelled as one.
 pub const ROWS_PER_PIECE: usize = 1024;
@@ -85,6 +91,17 @@ pub struct Planned {
     pub(super) entry: Entry,
     /// The right to run.
     pub(super) turn: Option<OwnedSemaphorePermit>,
+    /// Its rows, where it runs already.
+    pub(super) begun: Option<Begun>,
+}
+
+/// The rows of a plan that runs.
+pub(super) struct Begun(SendableRecordBatchStream);
+
+impl std::fmt::Debug for Begun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Begun")
+    }
 }
 
 /// What ends a statement early: its client, or its timeout. One per execution.
@@ -224,15 +241,48 @@ pub(super) fn run<T: Send + 'static>(
     Rows { pieces, _work: work }
 }
 
+async fn started(plan: &LogicalPlan, state: &SessionState) -> Result<SendableRecordBatchStream, QueryError> {
+    let physical = interruptible(state.create_physical_plan(plan).await?)?;
+    Ok(execute_stream(physical, state.task_ctx())?)
+}
+
+/// The rows of a query that has few.
+pub(super) enum Few {
+    All(RecordBatch),
+    /// There are more than are kept here.
+    Some(Planned),
+}
+
+/// Runs `planned` and keeps its rows in memory, if there are few.
+pub(super) async fn few(mut planned: Planned) -> Result<Few, QueryError> {
+    let mut rest = started(&planned.plan, &planned.state).await?;
+    let schema = rest.schema();
+    let (mut rows, mut bytes, mut batches) = (0, 0, Vec::new());
+    while let Some(batch) = rest.next().await.transpose()? {
+        rows += batch.num_rows();
+        bytes += batch.get_array_memory_size();
+        batches.push(batch);
+        if rows > FEW_ROWS || bytes > FEW_BYTES {
+            let all = futures::stream::iter(batches.into_iter().map(Ok)).chain(rest);
+            planned.begun = Some(Begun(Box::pin(RecordBatchStreamAdapter::new(schema, all))));
+            return Ok(Few::Some(planned));
+        }
+    }
+    let all = concat_batches(&schema, &batches).map_err(|error| QueryError::internal(error.to_string()))?;
+    Ok(Few::All(all))
+}
+
 async fn produce<T>(
     planned: Planned,
     sender: &mpsc::Sender<Piece<T>>,
     encode: &mut Encode<T>,
     produced: &mut u64,
 ) -> Result<(), QueryError> {
-    let Planned { plan, state, pinned, .. } = planned;
-    let physical = interruptible(state.create_physical_plan(&plan).await?)?;
-    let mut batches = execute_stream(physical, state.task_ctx())?;
+    let Planned { plan, state, pinned, begun, .. } = planned;
+    let mut batches = match begun {
+        Some(Begun(batches)) => batches,
+        None => started(&plan, &state).await?,
+    };
     while let Some(batch) = batches.next().await {
         let batch = batch?;
         let mut start = 0;

@@ -25,6 +25,8 @@ pub(super) enum Transaction {
         /// By its first statement.
         pinned: Option<Pinned>,
         pending: Pending,
+        /// It has one query, which may read a later snapshot than the first.
+        alone: bool,
     },
 }
 
@@ -111,7 +113,7 @@ impl Session {
     ) -> Result<u64, QueryError> {
         let touched = changes.apply(table, change, tag).await?;
         match &mut self.transaction {
-            Transaction::Open { pinned, pending } => {
+            Transaction::Open { pinned, pending, .. } => {
                 if let Some(pinned) = pinned {
                     pinned.catalog = changes.pinned();
                 }
