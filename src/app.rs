@@ -45,6 +45,7 @@ pub mod definitions;
 mod gauges;
 pub mod guards;
 pub mod listen;
+pub mod recompute;
 pub mod refresh;
 pub mod reload;
 pub mod restore;

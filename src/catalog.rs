@@ -12,6 +12,7 @@ use self::stream::Stream;
 use self::table::Table;
 use self::view::{OrdinaryView, View};
 
+pub mod closed;
 pub mod ddl;
 pub mod endpoint;
 pub mod function;

@@ -4,6 +4,7 @@ pub mod audit;
 pub mod catalog;
 pub mod census;
 pub mod certificate;
+pub mod closed;
 mod conflicts;
 pub mod diff;
 pub mod endpoints;

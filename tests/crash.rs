@@ -2,9 +2,9 @@
 //!
 //! Every acknowledged event of the truth file must be counted exactly once, in total and per video, and the
 //! ledger must balance. Some of the load comes in transactions, of which some are aborted. `CRASHES=500` kills more
-//! often; `SEED=n` repeats the moments of a failure. With `VIEWLEDGER_TEST_KAFKA=host:port` the input comes from
+//! often, and the close of a month `CLOSE_CRASHES` times; `SEED=n` repeats the moments of a failure. With `VIEWLEDGER_TEST_KAFKA=host:port` the input comes from
 //! a real Kafka, else from the embedded broker.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
 use std::time::Duration;
 
@@ -16,8 +16,12 @@ use tokio::time::Instant;
 mod answers;
 #[path = "crash/broker.rs"]
 mod broker;
+#[path = "crash/close.rs"]
+mod close;
 #[path = "crash/load.rs"]
 mod load;
+#[path = "pipeline/psql.rs"]
+mod psql;
 #[path = "crash/server.rs"]
 mod server;
 #[path = "crash/settle.rs"]

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
 use super::{Common, FAULT, existing_storage, io_runtime, log_to_stderr};
+use crate::app::recompute::{Recomputed, recompute};
 use crate::audit::key::{PublicKey, SigningKey};
 use crate::audit::verify::{Meter, Report, Scope, StreamReport, exported, verify};
 
@@ -24,7 +26,9 @@ use crate::audit::verify::{Meter, Report, Scope, StreamReport, exported, verify}
 Examples:
   viewledger verify
   viewledger verify --seals /mnt/auditor/seals --public-key $PUBLIC_KEY
-  viewledger verify --stream video_views --json report.json")]
+  viewledger verify --stream video_views --json report.json
+  viewledger verify --period 2026-10
+      that each statement of the month is what its records, rates and verdicts come to")]
 pub struct Args {
     /// Verify every stream; this is so when none is named
     #[arg(long, conflicts_with = "stream")]
@@ -32,6 +36,12 @@ pub struct Args {
     /// Verify this stream alone; may be given several times
     #[arg(long, value_name = "NAME")]
     stream: Vec<String>,
+    /// Also compute a closed period again from its records, and hold what was written then against it
+    #[arg(long, value_name = "P", conflicts_with = "statement")]
+    period: Option<String>,
+    /// The same of one statement, such as 2026-10/ann/USD
+    #[arg(long, value_name = "S")]
+    statement: Option<String>,
     /// Also hold the archive against copies of seals that were kept elsewhere
     #[arg(long, value_name = "DIR")]
     seals: Option<PathBuf>,
@@ -80,12 +90,47 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     })?;
     report.divergences.splice(0..0, faults);
+    // Records that are not what they were are named by what is above; here they are taken as they are.
+    let statement = args.statement.as_deref();
+    let period = args.period.as_deref().or(statement.and_then(|statement| statement.split('/').next()));
+    let recomputed = match period {
+        Some(period) => io_runtime()?.block_on(recompute(&config, &storage, period, statement))?,
+        None => Vec::new(),
+    };
     if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&report)?;
+        let text = serde_json::to_string_pretty(&Whole { archive: &report, periods: &recomputed })?;
         std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
+    recomputed.iter().for_each(tell_period);
     tell(&report, began.elapsed());
-    Ok(if report.divergences.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FAULT) })
+    let sound = report.divergences.is_empty() && recomputed.iter().all(|period| period.divergences.is_empty());
+    Ok(if sound { ExitCode::SUCCESS } else { ExitCode::from(FAULT) })
+}
+
+/// All that was found, as JSON.
+#[derive(Serialize)]
+struct Whole<'a> {
+    #[serde(flatten)]
+    archive: &'a Report,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    periods: &'a [Recomputed],
+}
+
+fn tell_period(recomputed: &Recomputed) {
+    let Recomputed { period, file, offsets, tables, divergences } = recomputed;
+    for fault in divergences.iter().take(SHOWN_MAX) {
+        println!("{period}: {fault}");
+    }
+    let more = divergences.len().saturating_sub(SHOWN_MAX);
+    if more > 0 {
+        println!("{period}: and {more} more");
+    }
+    let read: Vec<String> = offsets.iter().map(|(stream, below)| format!("{below} offsets of {stream}")).collect();
+    let verdict = match divergences.len() {
+        0 => "it comes to what was written".to_owned(),
+        count => format!("{count} divergences"),
+    };
+    println!("{period}: computed by {file} from {} and {} tables: {verdict}", read.join(", "), tables.len());
 }
 
 fn tell(report: &Report, took: Duration) {

@@ -2,7 +2,9 @@
 //! plan for them anew costs more than to compute them.
 //!
 //! What such a plan reads is [`Vacant`] until it runs. Each run is made of fresh nodes, by DataFusion's own way to run a
-//! recursive query's plan again ([`ExecutionPlan::reset_state`]), so that no run sees another's state.
+//! recursive query's plan again ([`ExecutionPlan::reset_state`]), so that no run sees another's state, also while both run.
+//! That holds for what a node keeps itself. What DataFusion hands from one node to another beside the rows is shared by all
+//! copies: dynamic filters, without which is planned here, and the results of scalar subqueries, which take turns.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,9 +20,11 @@ use datafusion::execution::{SendableRecordBatchStream, SessionState, TaskContext
 use datafusion::logical_expr::{Expr, LogicalPlan, TableType};
 use datafusion::physical_expr::EquivalenceProperties;
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType, ReplaceChildrenOptions};
+use datafusion::physical_plan::scalar_subquery::ScalarSubqueryExec;
 use datafusion::physical_plan::{
     DisplayAs, DisplayFormatType, ExecutionPlan, Partitioning, PhysicalExpr, PlanProperties, collect,
 };
+use tokio::sync::Mutex;
 
 use super::Engine;
 
@@ -37,22 +41,27 @@ pub struct Vacant {
 pub struct Reused {
     plan: Arc<dyn ExecutionPlan>,
     context: Arc<TaskContext>,
+    /// Of runs that would see each other's state.
+    turns: Option<Mutex<()>>,
 }
 
 impl Reused {
     /// Optimises `plan` for one thread.
     pub(super) async fn new(engine: &Engine, plan: LogicalPlan) -> Result<Self> {
-        let state = engine.session_with_threads(1).state();
+        let mut state = session(engine);
+        // As a join, a subquery of several rows would give as many, and be no error.
+        state.config_mut().options_mut().optimizer.enable_physical_uncorrelated_scalar_subquery = true;
         Self::of_optimized(&state, &state.optimize(&plan)?).await
     }
 
-    /// Of a plan that `state` has optimised.
+    /// Of a plan that `state`, which is a [`session`], has optimised.
     ///
     /// # Errors
     /// What DataFusion says when it chooses operators.
     pub async fn of_optimized(state: &SessionState, plan: &LogicalPlan) -> Result<Self> {
         let plan = state.query_planner().create_physical_plan(plan, state).await?;
-        Ok(Self { plan, context: state.task_ctx() })
+        let shares = plan.exists(|node| Ok(node.is::<ScalarSubqueryExec>()))?;
+        Ok(Self { plan, context: state.task_ctx(), turns: shares.then(Mutex::default) })
     }
 
     /// Runs the plan and keeps all of its answer in memory. `fill` says what is read in the place of each [`Vacant`].
@@ -60,6 +69,10 @@ impl Reused {
     /// # Errors
     /// Those of `fill`, and what DataFusion says of the execution.
     pub async fn run(&self, fill: impl Fn(&Seat) -> Result<Arc<dyn ExecutionPlan>>) -> Result<Vec<RecordBatch>> {
+        let _turn = match &self.turns {
+            Some(turns) => Some(turns.lock().await),
+            None => None,
+        };
         let fresh = Arc::clone(&self.plan).transform_up(|node| match node.downcast_ref::<Seat>() {
             Some(seat) => Ok(Transformed::yes(fill(seat)?)),
             None => Ok(Transformed::yes(node.reset_state()?)),
@@ -75,6 +88,19 @@ impl Reused {
         let rows = [rows];
         self.run(|seat| seat.filled(&rows)).await
     }
+}
+
+/// Plans for one thread, and so that copies of a plan can run side by side: scalar subqueries are joins, which is right for
+/// those that have one row at most.
+pub fn session(engine: &Engine) -> SessionState {
+    let mut state = engine.session_with_threads(1).state();
+    let optimizer = &mut state.config_mut().options_mut().optimizer;
+    optimizer.enable_physical_uncorrelated_scalar_subquery = false;
+    optimizer.enable_dynamic_filter_pushdown = false;
+    optimizer.enable_topk_dynamic_filter_pushdown = false;
+    optimizer.enable_join_dynamic_filter_pushdown = false;
+    optimizer.enable_aggregate_dynamic_filter_pushdown = false;
+    state
 }
 
 #[async_trait]

@@ -562,7 +562,7 @@ impl PinnedSchema {
 }
 
 /// The records below a frontier. By their coordinates, not by their files: a file may hold records of both sides.
-fn below(frontier: &StreamFrontier, records: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
+pub(super) fn below(frontier: &StreamFrontier, records: Arc<dyn TableProvider>) -> Result<Arc<dyn TableProvider>> {
     let inside = frontier
         .next
         .iter()

@@ -95,12 +95,18 @@ pub(super) async fn session(engine: &Engine, names: &Names) -> Result<SessionCon
 /// Makes the columns of a table or view known by its [`qualified`] name.
 pub(super) fn register(session: &SessionContext, name: &str, columns: SchemaRef) -> Result<()> {
     let (schema, table) = schema_and_table(name);
+    with_schema(session, schema)?;
+    session.register_table(TableReference::partial(schema, table), Arc::new(Unbound { columns })).map(drop)
+}
+
+/// Makes a schema, unless there is one.
+pub(super) fn with_schema(session: &SessionContext, schema: &str) -> Result<()> {
     if let Some(catalog) = session.catalog(CATALOG)
         && catalog.schema(schema).is_none()
     {
         catalog.register_schema(schema, Arc::new(MemorySchemaProvider::new()))?;
     }
-    session.register_table(TableReference::partial(schema, table), Arc::new(Unbound { columns })).map(drop)
+    Ok(())
 }
 
 /// The ordinary views that `view` reads itself.

@@ -116,6 +116,11 @@ pub(crate) struct Life {
 impl Life {
     /// Waits for `/readyz` and connects as psql would.
     pub(crate) async fn wait_ready(&mut self) -> Result<Reader, Death> {
+        self.wait_ready_as("operator").await
+    }
+
+    /// The same, in another role.
+    pub(crate) async fn wait_ready_as(&mut self, role: &str) -> Result<Reader, Death> {
         let deadline = Instant::now() + UP_WITHIN;
         while !self.is_ready().await {
             self.check_alive()?;
@@ -124,7 +129,7 @@ impl Life {
             }
             tokio::time::sleep(POLL).await;
         }
-        let params = format!("host=127.0.0.1 port={} user=operator dbname=viewledger", self.pg_port);
+        let params = format!("host=127.0.0.1 port={} user={role} dbname=viewledger", self.pg_port);
         let (client, connection) = tokio_postgres::connect(&params, NoTls)
             .await
             .map_err(|error| self.death(&format!("was ready but took no connection: {error}")))?;
@@ -197,6 +202,10 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
     pub(crate) async fn rows(&self, sql: &str) -> Result<Vec<SimpleQueryRow>, tokio_postgres::Error> {
         let messages = self.client.simple_query(sql).await?;
         Ok(messages
@@ -248,6 +257,18 @@ fn copy_sql(from: &Path, to: &Path) {
         } else {
             let text = std::fs::read_to_string(&path).expect("files in sql/ are text");
             std::fs::write(copy, refresh_often(&text)).expect("the test directory is writable");
+        }
+    }
+}
+
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("the test directory is writable");
+    for entry in std::fs::read_dir(from).expect("a directory is copied") {
+        let path = entry.expect("it can be listed").path();
+        let copy = to.join(path.file_name().expect("a listed path has a name"));
+        match path.is_dir() {
+            true => copy_dir(&path, &copy),
+            false => drop(std::fs::copy(&path, copy).expect("the test directory is writable")),
         }
     }
 }

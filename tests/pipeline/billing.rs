@@ -41,9 +41,9 @@ pub async fn world() -> World {
 
 /// A view as it was produced, and what is known of it.
 #[derive(Debug, Clone)]
-struct View {
-    id: String,
-    video: usize,
+pub struct View {
+    pub id: String,
+    pub video: usize,
     day: u32,
     country: &'static str,
     eligible: bool,
@@ -59,7 +59,7 @@ impl View {
     }
 }
 
-fn views(prefix: u32, count: usize) -> Vec<View> {
+pub fn views(prefix: u32, count: usize) -> Vec<View> {
     let view = |n: usize| View {
         id: format!("{prefix:08x}-0000-4000-8000-{n:012x}"),
         video: (n * n + n / 3) % 7,
@@ -70,7 +70,7 @@ fn views(prefix: u32, count: usize) -> Vec<View> {
     (0..count).map(view).collect()
 }
 
-fn write(world: &World, views: &[View]) {
+pub fn write(world: &World, views: &[View]) {
     let record = |(n, view): (usize, &View)| ((n % 2) as i32, Some(view.json()));
     world.kafka.write_to(VIEWS_TOPIC, views.iter().enumerate().map(record).collect::<Vec<_>>());
 }
@@ -91,7 +91,7 @@ fn rate(view: &View) -> (&'static str, i128) {
     }
 }
 
-const TABLES: &str = "
+pub const TABLES: &str = "
 INSERT INTO billing.currencies VALUES ('USD', 100, 0.01), ('JPY', 1, 1);
 INSERT INTO billing.payees VALUES ('ann', 'USD'), ('bob', 'JPY');
 INSERT INTO videos SELECT 'v' || CAST(value AS TEXT), CASE WHEN value < 5 THEN 'ann' ELSE 'bob' END, '2020-01-01', NULL, now(), current_user
@@ -134,7 +134,7 @@ fn units(text: &str, scale: usize) -> i128 {
     format!("{whole}{fraction:0<scale$}").parse().unwrap()
 }
 
-async fn refresh(client: &Client) {
+pub async fn refresh(client: &Client) {
     client.batch_execute("REFRESH MATERIALIZED VIEW billable_views").await.unwrap();
 }
 
@@ -160,7 +160,7 @@ async fn lines(server: &Server) -> Lines {
     rows.iter().map(read).collect()
 }
 
-async fn run(client: &Client, dir: &Path, script: &str, more: &[(&str, &str)]) -> Result<String, String> {
+pub async fn run(client: &Client, dir: &Path, script: &str, more: &[(&str, &str)]) -> Result<String, String> {
     let variables = [&[("period", MONTH), ("grace", "72")][..], more].concat();
     let mut psql = Psql::new(client, dir, &variables);
     let ran = psql.run(&sql(&format!("billing/{script}.sql"))).await;

@@ -24,6 +24,7 @@ mod loads;
 mod partitions;
 mod processes;
 mod psql;
+mod questions;
 mod random;
 mod reconcile;
 mod records;

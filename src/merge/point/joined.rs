@@ -31,7 +31,7 @@ use super::lookup::{Lookup, Values, Wanted};
 use super::runs::Points;
 use super::{Current, Expression, StatesOf, present, states_under};
 use crate::engine::merger::{Merger, filtered};
-use crate::engine::reused::{Reused, Vacant};
+use crate::engine::reused::{Reused, Vacant, session};
 use crate::merge::snapshot::Snapshot;
 
 /// A join of lookups may have as many rows as their rows multiplied; with more, it runs where it can be stopped.
@@ -112,7 +112,7 @@ impl JoinedQuery {
         }
         let default_schema = &state.config_options().catalog.default_schema;
         let Some(seated) = Seating::of(plan, default_schema)? else { return Ok(None) };
-        let state = points.engine().session_with_threads(1).state();
+        let state = session(points.engine());
         let mut optimized = state.optimize(&seated.plan)?;
         let followed = with_keys_that_follow(optimized)?;
         optimized = if followed.transformed { state.optimize(&followed.data)? } else { followed.data };
@@ -435,6 +435,8 @@ fn is_repeatable(plan: &LogicalPlan) -> Result<bool> {
                 Ok(match part {
                     Expr::ScalarFunction(call) => call.func.signature().volatility != Volatility::Immutable,
                     Expr::Placeholder(parameter) => parameter.field.is_none(),
+                    // As a join, it would give as many rows as it has.
+                    Expr::ScalarSubquery(query) => query.subquery.max_rows() != Some(1),
                     _ => false,
                 })
             })?;
