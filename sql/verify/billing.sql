@@ -1,5 +1,6 @@
 -- viewledger verify --period: a closed month, computed from its records and not from any view, beside what was written. It has no
--- rows when the two are the same. Read are the records below the frontier of the close, and each table as it was then.
+-- rows when the two are the same. Read are the records below the frontier of the close, and each table as it was then; tables that
+-- are append_only, as they are now.
 -- closed by: billing.runs
 -- frontier: billing.run_frontiers
 -- counted with: view_tables

@@ -61,8 +61,12 @@ pub async fn recompute(
         let close = Close::find(storage, &log, &file, period).await?;
         let past = Past::new(&engine);
         let mut report = Recomputed { period: period.to_owned(), file: file.file.clone(), ..Recomputed::default() };
-        for (table, _) in tables.iter() {
-            let number = close.version_of(storage, table).await?;
+        for (table, contents) in tables.iter() {
+            // What was written may have been added to since.
+            let number = match contents.rules.table.append_only {
+                true => contents.version.number,
+                false => close.version_of(storage, table).await?,
+            };
             past.add_table(table, log.at(table, number).await?)?;
             report.tables.insert(table.clone(), number);
         }

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use tokio_postgres::Client;
 
+use viewledger::app::recompute::recompute;
+use viewledger::storage::Storage;
+
 use crate::psql::Psql;
 use crate::server::Server;
 use crate::world::World;
@@ -30,6 +33,7 @@ pub async fn world() -> World {
         "views/billing.sql",
         "quality/billing.sql",
         "functions/audit.sql",
+        "verify/billing.sql",
     ] {
         world.write_sql(file, &sql(file));
     }
@@ -277,8 +281,85 @@ async fn a_month_is_closed_to_the_minor_unit_and_adjusted_later() {
     assert_eq!(server.rows(open).await, ["JPY|0.000", "USD|0.000"], "all that was due is paid");
     let before = server.rows("SELECT * FROM billing.ledger ORDER BY 1, 2").await;
     server.stop().await;
+    // Computed from its records, without what came later.
+    assert_eq!(diverging(&world, None).await, Vec::<String>::new());
     let server = world.serve().await;
     assert_eq!(server.rows("SELECT * FROM billing.ledger ORDER BY 1, 2").await, before);
+}
+
+/// What `viewledger verify --period` finds.
+async fn diverging(world: &World, statement: Option<&str>) -> Vec<String> {
+    let config = world.config();
+    let location = config.storage.location();
+    let storage = Storage::open_existing(&location, config.storage.options.clone().into_iter()).unwrap();
+    let found = recompute(&config, &storage, MONTH, statement).await.unwrap_or_else(|error| panic!("{error:#}"));
+    found.into_iter().flat_map(|file| file.divergences).collect()
+}
+
+/// A month that is closed by views that were changed, without those that would refuse it.
+async fn closed_otherwise(from: &str, to: &str) -> (World, Server) {
+    let world = world().await;
+    world.write_sql("quality/billing.sql", "");
+    let views_sql = sql("views/billing.sql");
+    assert!(views_sql.contains(from), "{from}");
+    world.write_sql("views/billing.sql", &views_sql.replace(from, to));
+    let server = world.serve().await;
+    let client = server.connect_as("bill").await.unwrap();
+    let month = views(1, 300);
+    write(&world, &month);
+    until_counted(&server, month.len()).await;
+    client.batch_execute(TABLES).await.unwrap();
+    client.batch_execute("INSERT INTO videos VALUES ('v6', 'bob', '2020-01-01', NULL, now(), 'x')").await.unwrap();
+    refresh(&client).await;
+    let dir = tempfile::tempdir().unwrap();
+    run(&client, dir.path(), "close", &[]).await.unwrap_or_else(|error| panic!("{error}"));
+    (world, server)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_close_that_came_to_something_else_is_found_from_its_records() {
+    // The default rate before that of the video; one unit too much; one view too few.
+    for (from, to, found) in [
+        ("coalesce(rv.rate_id, ro.rate_id", "coalesce(NULL, ro.rate_id", "v3"),
+        (
+            "money_mul(minor, minor_unit) AS DECIMAL(38, 3)) AS amount",
+            "money_mul(minor + 1, minor_unit) AS DECIMAL(38, 3)) AS amount",
+            "what = total",
+        ),
+        ("CAST(money_mul(CAST(sum(billable) AS", "CAST(money_mul(CAST(sum(billable) - 1 AS", "what = line 1,"),
+    ] {
+        let (world, server) = closed_otherwise(from, to).await;
+        server.stop().await;
+        let told = diverging(&world, None).await;
+        assert!(told.iter().any(|row| row.contains(found)), "{to}: {told:#?}");
+        let of_one = diverging(&world, Some("2026-01/bob/JPY")).await;
+        assert!(of_one.len() < told.len() && of_one.iter().all(|row| row.contains("bob")), "{of_one:#?}");
+    }
+    // Written in order, and added to later.
+    let (world, server) = closed_otherwise("money_mul", "money_mul").await;
+    assert_eq!(diverging(&world, None).await, Vec::<String>::new());
+    for (change, found) in [
+        (
+            "INSERT INTO billing.statement_lines VALUES ('2026-01/ann/USD', 99, 'views', 'v1', 'de', 1, 1, 1, 1)",
+            "what = line 99, statement_id = 2026-01/ann/USD",
+        ),
+        (
+            "INSERT INTO billing.statements VALUES ('2026-01/eve/USD', '2026-01', 'eve', 'USD', 1, 1, 1)",
+            "what = total, statement_id = 2026-01/eve/USD",
+        ),
+        (
+            "INSERT INTO billing.ledger VALUES ('close/2026-01/eve/USD', 'payable', '2026-01', '2026-01/eve/USD', 'USD', 0, 1)",
+            "what = ledger, statement_id = 2026-01/eve/USD",
+        ),
+    ] {
+        server.rows(change).await;
+        let told = diverging(&world, None).await;
+        assert!(told.iter().any(|row| row.starts_with(found)), "{change}: {told:#?}");
+    }
+    // Rates that are changed later say nothing of what was closed.
+    let before = diverging(&world, None).await;
+    server.rows("UPDATE billing.rates SET rate = 1 WHERE rate_id = 'de'").await;
+    assert_eq!(diverging(&world, None).await, before);
 }
 
 /// Every line leads to exactly its raw events, and each event to its line.
