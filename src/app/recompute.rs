@@ -11,10 +11,12 @@ use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Int32Type, Int64Type};
 use serde::Serialize;
 
-use super::{declare, engine, lines};
+use super::{Declared, declare, engine, lines};
 use crate::archive::Archive;
+use crate::catalog::Fault;
 use crate::catalog::closed::{self, ClosedPeriods};
 use crate::config::Config;
+use crate::engine::Engine;
 use crate::merge::closed::Past;
 use crate::position::{Offset, PartitionId, StreamFrontier};
 use crate::runtime::SystemClock;
@@ -84,6 +86,14 @@ pub async fn recompute(
         all.push(report);
     }
     Ok(all)
+}
+
+/// What is wrong with the files of `sql/verify`.
+pub async fn faults(config: &Config, engine: &Engine, declared: &Declared) -> Vec<Fault> {
+    match closed::load(&config.sql.dir) {
+        Ok(files) => crate::merge::closed::faults(engine, &files, &declared.names).await,
+        Err(faults) => faults,
+    }
 }
 
 /// What decided about a closed period.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::{Common, FAULT, io_runtime};
 use crate::app::data::{self, Inspection};
-use crate::app::{self, Declared};
+use crate::app::{self, Declared, recompute};
 use crate::catalog::Fault;
 use crate::config::Config;
 use crate::runtime::chain;
@@ -39,7 +39,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let engine = app::planning_engine(&config)?;
     let runtime = io_runtime()?;
     let declared = runtime.block_on(app::declare(&config, &engine)).and_then(|declared| {
-        let faults = runtime.block_on(compare(&config, &declared));
+        let mut faults = runtime.block_on(recompute::faults(&config, &engine, &declared));
+        faults.extend(runtime.block_on(compare(&config, &declared)));
         if faults.is_empty() { Ok(declared) } else { Err(faults) }
     });
     match declared {

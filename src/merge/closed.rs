@@ -6,21 +6,69 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::RecordBatch;
 use datafusion::catalog::TableProvider;
-use datafusion::common::{Result, TableReference};
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::{DataFusionError, Result, TableReference, plan_datafusion_err};
+use datafusion::optimizer::analyzer::Analyzer;
 use datafusion::prelude::SessionContext;
 
-use super::catalog::below;
-use super::ordinary::with_schema;
+use super::catalog::{Names, below, declared_tables};
+use super::ordinary::{register, with_schema};
 use super::provider::in_memory;
 use crate::archive::{ArchiveSnapshot, Kind};
-use crate::catalog::schema_and_table;
+use crate::catalog::closed::ClosedPeriods;
 use crate::catalog::stream::Stream;
-use crate::engine::Engine;
+use crate::catalog::{Fault, qualified, schema_and_table};
+use crate::engine::{CATALOG, Engine};
 use crate::position::{Epoch, StreamFrontier};
 
 /// Records and tables of one moment.
 pub struct Past {
     session: SessionContext,
+}
+
+/// What cannot be planned of `files` over the records and tables of `names`; all faults at once.
+pub async fn faults(engine: &Engine, files: &[ClosedPeriods], names: &Names) -> Vec<Fault> {
+    let broken = |file: &str, error: DataFusionError| Fault {
+        file: file.to_owned(),
+        line: 1,
+        column: 1,
+        reason: error.strip_backtrace(),
+    };
+    let session = engine.session();
+    let declared = match declared_tables(names).await {
+        Ok(declared) => declared,
+        Err(error) => return vec![broken(CATALOG, error)],
+    };
+    for (schema, table, columns) in declared {
+        let name = qualified(&schema, &table);
+        if (schema == "raw" && names.streams.contains_key(&table)) || names.tables.contains_key(&name) {
+            if let Err(error) = register(&session, &name, columns) {
+                return vec![broken(CATALOG, error)];
+            }
+        }
+    }
+    let mut faults = Vec::new();
+    for file in files {
+        for table in [&file.closed_by, &file.frontier] {
+            if !names.tables.contains_key(table) {
+                faults
+                    .push(broken(&file.file, plan_datafusion_err!("its header names {table}, which is no table")));
+            }
+        }
+        let state = session.state();
+        let sql = match file.query("period") {
+            Ok(sql) => sql,
+            Err(reason) => {
+                faults.push(broken(&file.file, DataFusionError::Plan(reason)));
+                continue;
+            }
+        };
+        let check = |plan| Analyzer::new().execute_and_check(plan, &ConfigOptions::default(), |_, _| {});
+        if let Err(error) = state.create_logical_plan(&sql).await.and_then(check) {
+            faults.push(broken(&file.file, error));
+        }
+    }
+    faults
 }
 
 impl fmt::Debug for Past {

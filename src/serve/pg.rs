@@ -84,6 +84,9 @@ pub async fn serve_pg(
     }
 }
 
+/// What a client is told whose message cannot be read, before it is hung up on.
+const UNREADABLE: &[u8] = b"E\0\0\0\x39SFATAL\0VFATAL\0C08P01\0Minvalid message of the client\0\0";
+
 /// One client, from its first byte to its last.
 async fn converse(socket: TcpStream, acceptor: Option<pgwire::tokio::TlsAcceptor>, parts: Arc<Parts>) {
     let startup_timeout = parts.startup.service.limits().startup_timeout;
@@ -91,8 +94,9 @@ async fn converse(socket: TcpStream, acceptor: Option<pgwire::tokio::TlsAcceptor
     presence.expect_until(Some(startup_timeout));
     let peer = socket.peer_addr().ok();
     let line = Line::of(&socket);
+    let plain = acceptor.is_none();
     let conversation = pgwire::tokio::process_socket(socket, acceptor, parts);
-    // A client's bytes must not bring the process into doubt, so its panic ends here.
+    // A client's bytes must not bring the process into doubt, so its panic ends here: pgwire trusts the lengths within a message.
     let conversation = std::panic::AssertUnwindSafe(conversation).catch_unwind();
     tokio::pin!(conversation);
     tokio::select! {
@@ -101,7 +105,12 @@ async fn converse(socket: TcpStream, acceptor: Option<pgwire::tokio::TlsAcceptor
         ended = &mut conversation => match ended {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(?peer, %error, "a Postgres client went away"),
-            Err(_) => tracing::error!(?peer, "the conversation with a Postgres client panicked"),
+            Err(_) => {
+                tracing::error!(?peer, "a Postgres client sent a message that cannot be read, or its conversation panicked");
+                if plain {
+                    line.tell(UNREADABLE);
+                }
+            }
         },
     }
 }

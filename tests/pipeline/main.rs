@@ -16,6 +16,7 @@ mod escapes;
 mod evolution;
 mod flight;
 mod fraud;
+mod fuzz;
 mod http;
 mod joins;
 mod kafka;

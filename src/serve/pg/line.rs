@@ -24,13 +24,21 @@ impl Line {
     }
 
     /// Completes once the client has closed the connection; what it asked for is then of no use to anybody.
-    pub(super) async fn until_cut(self) {
+    pub(super) async fn until_cut(&self) {
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
             if self.0.as_ref().is_some_and(closed) {
                 return;
             }
         }
+    }
+
+    /// Sends what nobody else can send any more, if there is room for it at once.
+    pub(super) fn tell(&self, bytes: &[u8]) {
+        let Some(socket) = &self.0 else { return };
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: the bytes are read, all of them are there, and the descriptor is open for as long as `socket` lives.
+        unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
     }
 }
 
