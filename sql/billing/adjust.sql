@@ -2,6 +2,7 @@
 -- days. Run again, it books only what is new since.
 \set ON_ERROR_STOP on
 BEGIN;
+SET LOCAL statement_timeout = 0;
 SELECT error('period ' || :'period' || ' is not closed: there is nothing to adjust')
 WHERE  NOT EXISTS (SELECT 1 FROM billing.runs WHERE period = :'period');
 INSERT INTO billing.adjustments

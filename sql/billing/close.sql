@@ -2,6 +2,7 @@
 \set ON_ERROR_STOP on
 \if :{?grace} \else \set grace 72 \endif
 BEGIN;
+SET LOCAL statement_timeout = 0;
 SELECT count(*) > 0 AS closed FROM billing.runs WHERE period = :'period' \gset
 \if :closed
 \echo period :period is closed already: nothing was changed

@@ -2,6 +2,7 @@
 -- on. A verdict that another set of rules gave is replaced; all of them stay in system.table_versions and in storage.
 \set ON_ERROR_STOP on
 BEGIN;
+SET LOCAL statement_timeout = 0;
 SELECT error('there is no set of rules: psql -f sql/fraud/thresholds.sql') WHERE NOT EXISTS (SELECT 1 FROM fraud.rulesets);
 INSERT INTO audit.verdicts
 SELECT v.event_id, v.verdict, v.rule_ids, r.version, now() FROM fraud.proposed_verdicts AS v

@@ -35,13 +35,17 @@ use crate::engine::reused::{Reused, Vacant, session};
 use crate::merge::snapshot::Snapshot;
 
 /// A join of lookups may have as many rows as their rows multiplied; with more, it runs where it can be stopped.
-const ROWS_MAX: usize = 1 << 16;
+const ROWS_MAX: usize = 1 << 13;
+
+/// A plan of so many expressions and nodes is run at once, where it is asked for.
+const PARTS_MAX: usize = 500;
 
 /// A query for few keys of several views.
 pub struct JoinedQuery {
     seats: Vec<Seated>,
     plan: Reused,
     schema: SchemaRef,
+    brief: bool,
     known: Current,
 }
 
@@ -118,8 +122,9 @@ impl JoinedQuery {
         optimized = if followed.transformed { state.optimize(&followed.data)? } else { followed.data };
         let Some(seats) = seated.seats(points, &mergers, &optimized)? else { return Ok(None) };
         let schema = Arc::clone(optimized.schema().inner());
+        let brief = parts_of(&optimized)? <= PARTS_MAX;
         let plan = Reused::of_optimized(&state, &optimized).await?;
-        Ok(Some(Self { seats, plan, schema, known: Current::default() }))
+        Ok(Some(Self { seats, plan, schema, brief, known: Current::default() }))
     }
 
     pub(super) fn tables(&self) -> Vec<(&str, &str)> {
@@ -136,6 +141,11 @@ impl JoinedQuery {
             Source::Table(_) | Source::Unused => true,
         };
         self.known.knows(snapshot, || self.seats.iter().all(is_of))
+    }
+
+    /// Whether an answer is so little work that it need not be made elsewhere than it is asked for.
+    pub fn is_brief(&self) -> bool {
+        self.brief
     }
 
     /// Answers from what is pinned. None leaves it to the general path: the definitions are others than those that the
@@ -413,6 +423,21 @@ fn number_of(scan: &TableScan) -> Result<Option<usize>> {
     let table = source_as_provider(&scan.source)?;
     let table: &dyn Any = table.as_ref();
     Ok(table.downcast_ref::<Place>().map(|Place(vacant)| vacant.number))
+}
+
+/// How many nodes and expressions a plan has.
+fn parts_of(plan: &LogicalPlan) -> Result<usize> {
+    let mut parts = 0;
+    plan.apply_with_subqueries(|node| {
+        parts += 1;
+        node.apply_expressions(|expr| {
+            expr.apply(|_| {
+                parts += 1;
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    Ok(parts)
 }
 
 /// Whether a plan gives the same for the same rows, whenever and for whomever it runs.

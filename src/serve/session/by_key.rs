@@ -91,6 +91,7 @@ impl Session {
         entry.reads(self.service.database.generation(pinned.as_ref()));
         let rows = match query.as_ref() {
             ByKey::One(query) => query.answer(pinned.as_ref(), parameters)?,
+            ByKey::Joined(query) if query.is_brief() => query.answer(pinned.as_ref(), parameters).await?,
             ByKey::Joined(query) => {
                 let (query, parameters) = (Arc::clone(query), parameters.cloned());
                 let work = async move { query.answer(pinned.as_ref(), parameters.as_ref()).await };
