@@ -85,7 +85,7 @@ async fn what_depends_on_the_session_or_is_large_is_its_own() {
             for _ in 0..5 {
                 let told = rows(&client, "SELECT pg_backend_pid() FROM notes WHERE number = 1").await.unwrap();
                 assert_eq!(told, own, "the number of another session");
-                let all = rows(&client, "SELECT number FROM notes ORDER BY number").await.unwrap();
+                let all = rows(&client, "SELECT number FROM notes WHERE number > 0 ORDER BY number").await.unwrap();
                 assert_eq!(all.len(), 20_000);
                 assert!(all.iter().zip(1..).all(|(told, number)| *told == number.to_string()));
             }

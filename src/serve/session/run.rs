@@ -254,7 +254,8 @@ pub(super) enum Few {
 }
 
 /// Runs `planned` and keeps its rows in memory, if there are few.
-pub(super) async fn few(mut planned: Planned) -> Result<Few, QueryError> {
+pub(super) async fn few(metrics: Arc<Metrics>, mut planned: Planned) -> Result<Few, QueryError> {
+    let _counted = Counted::begin(metrics);
     let mut rest = started(&planned.plan, &planned.state).await?;
     let schema = rest.schema();
     let (mut rows, mut bytes, mut batches) = (0, 0, Vec::new());
@@ -336,9 +337,25 @@ fn interruptible(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>,
     Ok(wrapped.data)
 }
 
+/// Counts a statement while it runs.
+struct Counted(Arc<Metrics>);
+
+impl Counted {
+    fn begin(metrics: Arc<Metrics>) -> Self {
+        metrics.queries_running.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.queries_running.dec();
+    }
+}
+
 /// Counts a statement while it runs and says how it ended, also when its task is dropped.
 struct Running {
-    metrics: Arc<Metrics>,
+    counted: Counted,
     started: Instant,
     outcome: WorkOutcome,
     rows: u64,
@@ -349,9 +366,8 @@ struct Running {
 
 impl Running {
     fn new(metrics: Arc<Metrics>, entry: Entry, turn: Option<OwnedSemaphorePermit>) -> Self {
-        metrics.queries_running.inc();
         Self {
-            metrics,
+            counted: Counted::begin(metrics),
             started: Instant::now(),
             outcome: WorkOutcome::Cancelled,
             rows: 0,
@@ -364,8 +380,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.metrics.queries_running.dec();
-        self.metrics.query(self.outcome, self.started.elapsed());
+        self.counted.0.query(self.outcome, self.started.elapsed());
         self.entry.take().end(Some(self.rows), self.state);
     }
 }

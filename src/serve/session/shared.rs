@@ -50,8 +50,9 @@ pub(super) struct Questions(Mutex<HashMap<Question, Runs>>);
 /// The runs of one question, while somebody waits for them.
 #[derive(Debug, Default)]
 struct Runs {
-    running: Option<WeakShared<Run>>,
-    /// Begins when `running` ends.
+    /// Of the run that goes on.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// That which begins then.
     next: Option<WeakShared<Run>>,
 }
 
@@ -85,13 +86,9 @@ impl Questions {
         if let Some(next) = runs.next.as_ref().and_then(WeakShared::upgrade) {
             return next;
         }
-        let before = runs.running.as_ref().and_then(WeakShared::upgrade);
-        let (questions, run) = (Arc::clone(self), run());
+        let (questions, turn, run) = (Arc::clone(self), Arc::clone(&runs.turn), run());
         let next = async move {
-            if let Some(before) = before {
-                // Those who waited for it are told of its errors.
-                drop(before.await);
-            }
+            let _turn = turn.lock_owned().await;
             let _begun = Begun::of(questions, question);
             run.await
         };
@@ -110,7 +107,7 @@ struct Begun {
 impl Begun {
     fn of(questions: Arc<Questions>, question: Question) -> Self {
         if let Some(runs) = questions.0.lock().get_mut(&question) {
-            runs.running = runs.next.take();
+            runs.next = None;
         }
         Self { questions, question }
     }
@@ -119,11 +116,9 @@ impl Begun {
 impl Drop for Begun {
     fn drop(&mut self) {
         let mut asked = self.questions.0.lock();
-        if let Some(runs) = asked.get_mut(&self.question) {
-            runs.running = None;
-            if runs.next.is_none() {
-                asked.remove(&self.question);
-            }
+        let waited_for = |runs: &Runs| runs.next.as_ref().is_some_and(|next| next.upgrade().is_some());
+        if asked.get(&self.question).is_some_and(|runs| !waited_for(runs)) {
+            asked.remove(&self.question);
         }
     }
 }
@@ -208,7 +203,9 @@ impl Session {
                 return Ok(Arc::new(Ran::Alone(Mutex::new(Some(planned)))));
             }
             let pinned = Arc::clone(&planned.pinned);
-            let few = Work::start(&planner.service.queries, few(planned)).finish().await??;
+            let few = Work::start(&planner.service.queries, few(Arc::clone(&planner.service.metrics), planned))
+                .finish()
+                .await??;
             Ok(Arc::new(match few {
                 Few::All(batch) => Ran::Rows { batch, pinned },
                 Few::Some(planned) => Ran::Alone(Mutex::new(Some(planned))),
@@ -322,18 +319,11 @@ mod tests {
         let first = bench.ask("SELECT 1");
         assert_eq!(bench.begun().await, 1);
         let second = bench.ask("SELECT 1");
+        assert_eq!(bench.begun().await, 1);
         first.abort();
-        // The second waits for the first run to end, and so keeps it.
-        bench.ends.add_permits(2);
-        second.await.unwrap();
-        assert_eq!(bench.begun().await, 2);
-        let third = bench.ask("SELECT 1");
-        assert_eq!(bench.begun().await, 3);
-        third.abort();
-        let fourth = bench.ask("SELECT 1");
-        assert_eq!(bench.begun().await, 4, "the third was given up");
+        assert_eq!(bench.begun().await, 2, "the first was given up, and the second does not wait for its end");
         bench.ends.add_permits(1);
-        fourth.await.unwrap();
+        second.await.unwrap();
         assert!(bench.questions.0.lock().is_empty());
     }
 }
