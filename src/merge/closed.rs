@@ -41,10 +41,9 @@ pub async fn faults(engine: &Engine, files: &[ClosedPeriods], names: &Names) -> 
     };
     for (schema, table, columns) in declared {
         let name = qualified(&schema, &table);
-        if (schema == "raw" && names.streams.contains_key(&table)) || names.tables.contains_key(&name) {
-            if let Err(error) = register(&session, &name, columns) {
-                return vec![broken(CATALOG, error)];
-            }
+        let read = (schema == "raw" && names.streams.contains_key(&table)) || names.tables.contains_key(&name);
+        if read && let Err(error) = register(&session, &name, columns) {
+            return vec![broken(CATALOG, error)];
         }
     }
     let mut faults = Vec::new();

@@ -369,7 +369,7 @@ impl Session {
                 };
                 let planned = match shared {
                     Answer::Rows(batch) => return Ok(Outcome::Table { batch, tag: "SELECT" }),
-                    Answer::Run(planned) => planned,
+                    Answer::Run(planned) => *planned,
                     Answer::None => {
                         let turn = Some(self.place.turn().await?);
                         Planned { turn, ..self.plan(query, parameters).await? }

@@ -250,7 +250,7 @@ async fn started(plan: &LogicalPlan, state: &SessionState) -> Result<SendableRec
 pub(super) enum Few {
     All(RecordBatch),
     /// There are more than are kept here.
-    Some(Planned),
+    Some(Box<Planned>),
 }
 
 /// Runs `planned` and keeps its rows in memory, if there are few.
@@ -266,7 +266,7 @@ pub(super) async fn few(metrics: Arc<Metrics>, mut planned: Planned) -> Result<F
         if rows > FEW_ROWS || bytes > FEW_BYTES {
             let all = futures::stream::iter(batches.into_iter().map(Ok)).chain(rest);
             planned.begun = Some(Begun(Box::pin(RecordBatchStreamAdapter::new(schema, all))));
-            return Ok(Few::Some(planned));
+            return Ok(Few::Some(Box::new(planned)));
         }
     }
     let all = concat_batches(&schema, &batches).map_err(|error| QueryError::internal(error.to_string()))?;

@@ -65,7 +65,7 @@ enum Ran {
         pinned: Arc<dyn CatalogProvider>,
     },
     /// Not for all. Whoever takes it goes on with it.
-    Alone(Mutex<Option<Planned>>),
+    Alone(Mutex<Option<Box<Planned>>>),
 }
 
 /// What one who asked has of it.
@@ -73,7 +73,7 @@ enum Ran {
 pub(super) enum Answer {
     Rows(RecordBatch),
     /// To go on with.
-    Run(Planned),
+    Run(Box<Planned>),
     /// Another one goes on with it.
     None,
 }
@@ -200,7 +200,7 @@ impl Session {
             let planned = planner.plan(rights, pinned, &query, parameters).await?;
             let planned = Planned { turn: Some(turn), ..planned };
             if !is_for_all(&planned.plan)? {
-                return Ok(Arc::new(Ran::Alone(Mutex::new(Some(planned)))));
+                return Ok(Arc::new(Ran::Alone(Mutex::new(Some(Box::new(planned))))));
             }
             let pinned = Arc::clone(&planned.pinned);
             let few = Work::start(&planner.service.queries, few(Arc::clone(&planner.service.metrics), planned))
